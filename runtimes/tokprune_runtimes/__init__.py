@@ -1,0 +1,8 @@
+"""Run an exported graph on one engine: named arrays in, named arrays out.
+
+This is the lowest layer. It knows engines, and nothing of vision tokens or prompts.
+"""
+
+from tokprune_runtimes.graph import BACKENDS, Array, Backend, Carry, Feeds, Graph, Loop, load_graph
+
+__all__ = ["BACKENDS", "Array", "Backend", "Carry", "Feeds", "Graph", "Loop", "load_graph"]

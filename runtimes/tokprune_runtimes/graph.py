@@ -1,0 +1,63 @@
+"""What every engine offers, and how one is chosen by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+Feeds: TypeAlias = Mapping[str, Array]
+Backend = Literal["cpu"]
+BACKENDS: tuple[Backend, ...] = ("cpu",)
+
+
+@dataclass(frozen=True)
+class Carry:
+    """An output that becomes an input of the next step, and never leaves the engine.
+
+    `axis` is the one that grows. With `capacity`, a buffer of that length is allocated once and
+    updated in place; without, the output is a new, longer tensor each step.
+    """
+
+    output: str
+    input: str
+    shape: tuple[int, ...]  # of the buffer, or of the empty start; 0 at `axis` without capacity
+    axis: int
+    in_place: bool
+
+
+@runtime_checkable
+class Loop(Protocol):
+    """A graph that is run again and again, some of its outputs fed back."""
+
+    def step(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once more and return the outputs that are not carried."""
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after `length` along the growing axis."""
+        ...
+
+
+@runtime_checkable
+class Graph(Protocol):
+    """A loaded graph. Any object with these methods will do; no base class is needed."""
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run once, with the names and dtypes that the file declares."""
+        ...
+
+    def loop(self, carries: Sequence[Carry]) -> Loop:
+        """Start a loop with empty carried tensors."""
+        ...
+
+
+def load_graph(path: Path, backend: Backend, *, threads: int | None = None) -> Graph:
+    """Load `path` on `backend`, importing only that engine. `threads=None` lets the engine choose."""
+    match backend:
+        case "cpu":
+            from tokprune_runtimes.ort import OrtGraph
+
+            return OrtGraph(path, threads=threads)
