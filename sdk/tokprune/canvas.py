@@ -1,0 +1,35 @@
+"""Vision tokens as grids, for scorers that convolve over rows and columns."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from tokprune.types import COLUMN, KIND, NEWLINE, PICTURE, ROW, TILE, Array, Region
+
+
+class Canvas(NamedTuple):
+    """One layer a region, padded to the largest."""
+
+    tokens: Int64[Array, "r rows columns"]  # the token in each cell, -1 where there is none
+    cells: Int64[Array, " n"]  # the flat cell of each token; 0 for newlines
+
+
+def members(where: Int32[Array, "n 7"], region: Region) -> Int64[Array, " m"]:
+    """Return the patch tokens of one region, in the LLM's order."""
+    same = (where[:, PICTURE : TILE + 1] == np.asarray(region[:3])).all(axis=1)
+    return np.flatnonzero(same & (where[:, KIND] != NEWLINE))
+
+
+def canvas(where: Int32[Array, "n 7"], regions: tuple[Region, ...]) -> Canvas:
+    """Lay the tokens out on the grids of their regions."""
+    rows = max(region.rows for region in regions)
+    columns = max(region.columns for region in regions)
+    index = np.full((len(regions), rows, columns), -1, np.int64)
+    cells = np.zeros(len(where), np.int64)
+    for layer, region in enumerate(regions):
+        tokens = members(where, region)
+        row, column = where[tokens, ROW], where[tokens, COLUMN]
+        index[layer, row, column] = tokens
+        cells[tokens] = (layer * rows + row) * columns + column
+    return Canvas(index, cells)

@@ -1,0 +1,206 @@
+"""`tokprune`: ask a bundle, look at it, check it."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import tyro
+from PIL import Image as Pillow
+from rich.console import Console
+from rich.table import Table
+
+from tokprune.budgets import parse_budget
+from tokprune.bundle import describe, open_bundle, verify_bundle
+from tokprune.errors import RequestInvalid, TokpruneError, lookup
+from tokprune.files import atomic_write
+from tokprune.loading import load
+from tokprune.overlay import overlay
+from tokprune.pictures import load_picture
+from tokprune.selectors import SELECTORS
+from tokprune.types import Answer
+from tokprune_runtimes import Backend
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask a question about one or several pictures."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The folder that tokprune-export wrote."""
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]]
+    """A picture; repeat for several, in order."""
+    question: str
+    """What to ask."""
+    budget: str = "0.5"
+    """Vision tokens that may enter the LLM: a share (0.5) or a count (128)."""
+    selector: str | None = None
+    """How tokens are chosen; the bundle's default if not given. One of relevance,
+    relevance-coverage, attention, random, uniform."""
+    max_new_tokens: int = 128
+    """Bound of the answer's length."""
+    system: str | None = None
+    """A system message."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens that holds this probability."""
+    seed: int = 0
+    """Equal seeds draw equal answers."""
+    overlay: Path | None = None
+    """Write a picture of the kept patches here (PNG); several pictures are numbered."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    backend: Backend = "cpu"
+    """What runs the graphs."""
+    threads: int | None = None
+    """Threads of each graph."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what a bundle holds."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The folder that tokprune-export wrote."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every file of a bundle against its manifest."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The folder that tokprune-export wrote."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+Command: TypeAlias = (
+    Annotated[Ask, tyro.conf.subcommand("ask")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+)
+
+
+def main() -> None:
+    """Run the command line. Exit 2 on a wrong request, 1 where a check failed."""
+    command = tyro.cli(Command, prog="tokprune", config=(tyro.conf.OmitArgPrefixes,))
+    sys.exit(guarded(lambda: _run(command)))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Turn expected errors into one line on stderr."""
+    try:
+        return run()
+    except TokpruneError as error:
+        print(f"error [{error.code}]: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error [os]: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(command: Ask | Inspect | Verify) -> int:
+    match command:
+        case Ask():
+            return _ask(command)
+        case Inspect():
+            return _inspect(command)
+        case Verify():
+            return _verify(command)
+
+
+def _ask(command: Ask) -> int:
+    budget = parse_budget(command.budget)
+    if command.selector is not None:
+        lookup(SELECTORS, command.selector, "selector")
+    if command.overlay is not None and command.overlay.suffix.lower() != ".png":
+        raise RequestInvalid(f"--overlay writes PNG: give a name ending in .png, got {command.overlay}")
+    pictures = [load_picture(path) for path in command.image]
+    vlm = load(command.bundle, backend=command.backend, threads=command.threads)
+    stream = vlm.stream(
+        pictures,
+        command.question,
+        budget,
+        command.selector,
+        max_new_tokens=command.max_new_tokens,
+        system=command.system,
+        temperature=command.temperature,
+        top_p=command.top_p,
+        seed=command.seed,
+    )
+    for piece in stream:
+        if not command.json:
+            print(piece, end="", flush=True)
+    answer = stream.answer
+    print(json.dumps(as_json(answer)) if command.json else f"\n{summary(answer)}")
+    if command.overlay is not None:
+        for index, picture in enumerate(pictures):
+            name = f"{command.overlay.stem}-{index}.png" if len(pictures) > 1 else None
+            path = command.overlay.with_name(name) if name else command.overlay
+            data = BytesIO()
+            Pillow.fromarray(overlay(picture, answer, picture=index)).save(data, "PNG")
+            atomic_write(path, data.getvalue())
+    return 0
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """Return the answer as `--json` prints it. Keys are only ever added."""
+    selection = answer.selection
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "kept": answer.kept,
+        "total": answer.total,
+        "need": selection.need,
+        "cap": selection.cap,
+        "reason": selection.reason,
+        "keep": selection.keep.tolist(),
+        "grid": [[region.rows, region.columns] for region in answer.regions],
+        "scores": None if selection.scores is None else selection.scores.tolist(),
+        "selector": answer.selector,
+        "timings_ms": dict(answer.timings_ms),
+        "ttft_ms": answer.ttft_ms,
+    }
+
+
+def summary(answer: Answer) -> str:
+    """Return kept tokens and timings as one line."""
+    stages = ", ".join(f"{name} {ms:.1f}" for name, ms in answer.timings_ms.items())
+    return (
+        f"[kept {answer.kept} of {answer.total} vision tokens by {answer.selector} "
+        f"({answer.selection.reason}); first token after {answer.ttft_ms:.1f} ms; ms: {stages}]"
+    )
+
+
+def _inspect(command: Inspect) -> int:
+    rows = describe(open_bundle(command.bundle, verify="sizes"))
+    if command.json:
+        print(json.dumps(rows))
+        return 0
+    table = Table(title=str(command.bundle), show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    Console().print(table)
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    report = verify_bundle(command.bundle)
+    if command.json:
+        print(json.dumps(report.as_json()))
+    else:
+        table = Table("file", "bytes", "status", title=str(command.bundle))
+        for row in report.files:
+            table.add_row(row.name, str(row.bytes), row.status)
+        console = Console()
+        console.print(table)
+        console.print("[green]as exported[/]" if report.ok else f"[red]{report.message}[/]")
+    return 0 if report.ok else 1

@@ -1,0 +1,34 @@
+"""What the robot must know of a model family, beyond its graphs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Int64
+
+from tokprune.types import Array, Image, Prepared, Region
+
+Positions: TypeAlias = Int64[Array, "p s"]
+
+
+class Span(NamedTuple):
+    """A run of prompt rows: text (`regions` empty) or the vision tokens of one picture."""
+
+    length: int
+    regions: tuple[Region, ...] = ()
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The numpy half of one checkpoint, its settings read from the bundle's HF files."""
+
+    prepare: Callable[[Sequence[Image]], tuple[Prepared, ...]]  # all pictures of a prompt
+    positions: Callable[[Sequence[Span]], tuple[Positions, int]]  # and the next position
+
+
+@dataclass(frozen=True)
+class Family:
+    """The torch-free half of a family. `tokprune_export.families` has the other half."""
+
+    open: Callable[[Path], Processor]  # the folder with config.json, preprocessor_config.json

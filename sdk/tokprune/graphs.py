@@ -1,0 +1,76 @@
+"""The host side of the three small graphs: arrays of the flow in, arrays of the flow out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tokprune.canvas import canvas
+from tokprune.llm import LanguageModel
+from tokprune.types import Array, First, FirstLayer, Prepared, Prompt, Scores, VisionTokens
+from tokprune_runtimes import Graph
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    """Runs the vision encoder once for each call that a family prepared."""
+
+    graph: Graph
+
+    def __call__(self, pictures: Sequence[Prepared]) -> VisionTokens:
+        """Encode all pictures of a prompt."""
+        embeds = [
+            picture.pack([self.graph.run(call)["vision_tokens"] for call in picture.calls])
+            for picture in pictures
+        ]
+        return VisionTokens(
+            embeds=np.concatenate(embeds),
+            where=np.concatenate([picture.where for picture in pictures]),
+            regions=tuple(region for picture in pictures for region in picture.regions),
+        )
+
+
+@dataclass(frozen=True)
+class FirstLayerGraph:
+    """The first LLM layer's attention, from text after the last vision token to vision tokens."""
+
+    graph: Graph
+    llm: LanguageModel
+
+    def run(self, prompt: Prompt, vision: VisionTokens) -> FirstLayer:
+        """Run the graph now."""
+        rows: Array = np.arange(int(prompt.slots[-1]) + 1, len(prompt.ids))
+        outputs = self.graph.run(
+            {
+                "inputs_embeds": self.llm.prompt_embeds(prompt, vision)[None],
+                "position_ids": prompt.positions[:, None],
+                "rows": rows,
+                "columns": prompt.slots,
+            }
+        )
+        return FirstLayer(outputs["attention"], prompt.words[rows])
+
+    def __call__(self, prompt: Prompt, vision: VisionTokens) -> First:
+        """Return what runs the graph when it is first read, and remembers the result."""
+        return cache(lambda: self.run(prompt, vision))
+
+
+@dataclass(frozen=True)
+class ScorerGraph:
+    """Maps first-layer attention to relevance. Feeds what the graph declares."""
+
+    graph: Graph
+    inputs: frozenset[str]
+
+    def __call__(self, vision: VisionTokens, first: FirstLayer) -> Scores:
+        """Predict each vision token's share of the relevance."""
+        layout = canvas(vision.where, vision.regions)
+        offered: dict[str, Array] = {
+            "attention": first.attention,
+            "question": first.question,
+            "index": layout.tokens,
+            "cells": layout.cells,
+        }
+        feeds = {name: value for name, value in offered.items() if name in self.inputs}
+        return self.graph.run(feeds)["relevance"]

@@ -1,0 +1,164 @@
+"""Whether a manifest fits what the host feeds: numbers, and names and shapes of the four graphs."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+from tokprune.errors import BundleInvalid
+from tokprune.manifest import Chat, GraphSpec, LlmForm, LlmShape, Manifest, Tensor
+
+_LARGEST = 2**31 - 1
+_MOST_LAYERS = 1024
+_ANY = -1  # a number or a name
+_FREE = 0  # must be a name: the host feeds every length, so a frozen axis is an export fault
+
+
+class Shape(NamedTuple):
+    """What a tensor must be. A number above 0 fits itself and a name."""
+
+    dtype: str
+    axes: tuple[int, ...]
+
+
+Shapes: TypeAlias = Mapping[str, Shape]
+
+
+def check_interface(manifest: Manifest) -> None:
+    """Refuse a manifest whose numbers make no sense or whose graphs the host cannot feed.
+
+    Raises:
+        BundleInvalid: `bundle_invalid.numbers` or `.graph`.
+    """
+    for problem in _numbers(manifest):
+        raise BundleInvalid("numbers", f"manifest.json: {problem}. Export the bundle again.")
+    forms = [form.form for form in manifest.graphs.llm]
+    if not forms or len(set(forms)) != len(forms):
+        message = "manifest.json lists no form of the LLM, or one twice. Export the bundle again."
+        raise BundleInvalid("graph", message)
+    for problem in _interfaces(manifest):
+        raise BundleInvalid(
+            "graph",
+            f"manifest.json: {problem}. This tokprune cannot feed that; export the bundle again "
+            "with the tokprune that runs it.",
+        )
+
+
+def graph_specs(manifest: Manifest) -> dict[str, GraphSpec]:
+    """Return every graph under the name that `inspect` shows."""
+    graphs = manifest.graphs
+    return {
+        "vision_encoder": graphs.vision_encoder,
+        "first_layer": graphs.first_layer,
+        "scorer": graphs.scorer,
+        **{f"llm.{form.form}": form.graph for form in graphs.llm},
+    }
+
+
+def _numbers(manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with sizes, limits and token ids."""
+    llm, limits, tokens = manifest.llm, manifest.limits, manifest.tokens
+    sizes = {
+        **{f"llm.{name}": getattr(llm, name) for name in llm.__struct_fields__},
+        **{f"limits.{name}": getattr(limits, name) for name in limits.__struct_fields__},
+        **{f"{name}.opset": spec.opset for name, spec in graph_specs(manifest).items()},
+    }
+    for name, size in sizes.items():
+        if not 0 < size <= _LARGEST:
+            yield f"{name} is {size!r:.60}, expected 1 to {_LARGEST}"
+    if llm.layers > _MOST_LAYERS:
+        yield f"llm.layers is {llm.layers!r:.60}, expected at most {_MOST_LAYERS}"
+    if llm.heads % llm.kv_heads:
+        yield f"{llm.heads} heads cannot share {llm.kv_heads} kv_heads"
+    if limits.max_input_len > limits.max_kv_len:
+        yield "limits.max_input_len is above limits.max_kv_len"
+    ids = [tokens.image, *tokens.eos, *tokens.control, *_chat_ids(manifest.chat)]
+    for number in ids:
+        if not 0 <= number < llm.vocab_size:
+            yield f"the token id {number!r:.60} is outside the vocabulary of {llm.vocab_size}"
+    if not tokens.eos:
+        yield "tokens.eos is empty, so no answer would end"
+    if manifest.chat.picture.count(tokens.image) != 1:
+        yield f"chat.picture must hold the image token {tokens.image} once"
+    if manifest.chat.head_system is not None and len(manifest.chat.head_system) != 2:
+        yield "chat.head_system must have two pieces, before and after the system message"
+
+
+def _chat_ids(chat: Chat) -> Iterator[int]:
+    pieces = [chat.head, chat.reply, chat.next_user, chat.generation, chat.picture]
+    for piece in [*pieces, *(chat.head_system or [])]:
+        yield from (item for item in piece if isinstance(item, int))
+
+
+def _interfaces(manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the declared inputs and outputs."""
+    llm, graphs = manifest.llm, manifest.graphs
+    f32, heads, hidden = "float32", llm.heads, llm.hidden_size
+    attention = {"attention": Shape(f32, (heads, _FREE, _FREE))}
+    rows = {
+        "inputs_embeds": Shape(f32, (1, _FREE, hidden)),
+        "position_ids": Shape("int64", (_ANY, 1, _FREE)),
+    }
+    first = {**rows, "rows": Shape("int64", (_FREE,)), "columns": Shape("int64", (_FREE,))}
+    scorer = {
+        **attention,
+        "question": Shape("bool", (_FREE,)),
+        "index": Shape("int64", (_FREE, _FREE, _FREE)),
+        "cells": Shape("int64", (_FREE,)),
+    }
+    vision = {"vision_tokens": Shape(f32, (_ANY, _ANY, hidden))}
+    yield from _fits("vision_encoder", graphs.vision_encoder.outputs, vision)
+    yield from _fits("first_layer", graphs.first_layer.inputs, first)
+    yield from _fits("first_layer", graphs.first_layer.outputs, attention)
+    used = {tensor.name for tensor in graphs.scorer.inputs}  # a scorer may ignore some
+    yield from _fits(
+        "scorer",
+        graphs.scorer.inputs,
+        {name: shape for name, shape in scorer.items() if name in used or name == "attention"},
+    )
+    yield from _fits("scorer", graphs.scorer.outputs, {"relevance": Shape(f32, (_FREE,))})
+    for form in graphs.llm:
+        if form.form != "trt":  # its cache is the engine's own affair (engines.md)
+            yield from _llm_form(form, llm, rows)
+
+
+def _llm_form(form: LlmForm, llm: LlmShape, rows: Shapes) -> Iterator[str]:
+    """Yield what is wrong with one form of the LLM."""
+    kv = Shape("float32", (1, llm.kv_heads, _FREE, llm.head_dim))
+    halves = [f"{layer}.{half}" for layer in range(llm.layers) for half in ("key", "value")]
+    lengths = {
+        "seqlens_k": Shape("int32", (1,)),
+        "total_sequence_length": Shape("int32", ()),
+    }
+    inputs = {
+        **rows,
+        "attention_bias": Shape("float32", (1, _FREE)),
+        **(lengths if form.cache == "in_place" else {}),
+        **{f"past_key_values.{half}": kv for half in halves},
+    }
+    logits = Shape("float32", (1, 1, llm.vocab_size))
+    outputs = {"logits": logits, **{f"present.{half}": kv for half in halves}}
+    yield from _fits(f"llm.{form.form}", form.graph.inputs, inputs)
+    yield from _fits(f"llm.{form.form}", form.graph.outputs, outputs)
+
+
+def _fits(graph: str, given: list[Tensor], expected: Shapes) -> Iterator[str]:
+    """Yield how the declared tensors differ from the expected ones."""
+    names = [tensor.name for tensor in given]
+    if sorted(names) != sorted(expected):
+        missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
+        yield f"{graph} lacks {missing!r:.200} and has {extra!r:.200}, or one name twice"
+        return
+    for tensor in given:
+        dtype, axes = expected[tensor.name]
+        alike = len(axes) == len(tensor.shape) and all(map(_axis_fits, tensor.shape, axes))
+        if tensor.dtype != dtype or not alike:
+            wanted = [axis if axis > 0 else "name" for axis in axes]
+            yield (
+                f"{graph} declares {tensor.name} as {tensor.dtype!r:.60} {tensor.shape!r:.200}, "
+                f"expected {dtype} {wanted}"
+            )
+
+
+def _axis_fits(given: int | str, expected: int) -> bool:
+    if isinstance(given, str):
+        return True
+    return 0 < given <= _LARGEST if expected == _ANY else given == expected

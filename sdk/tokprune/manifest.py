@@ -1,0 +1,172 @@
+"""`manifest.json`: what the exporter wrote, as typed and strict structs.
+
+Unknown keys are refused, never dropped: a bundle from a newer tokprune says so instead of half working.
+"""
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+Piece = list[int | str]  # special token ids and plain text, in order
+Engine = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+Cache = Literal["grows", "in_place"]
+ScorerKind = Literal["attention", "paper", "grid"]
+Precision = Literal["fp32"]
+_UNSEALED = "0" * 64
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all structs here: immutable, and strict about keys."""
+
+
+class Tensor(_Strict, frozen=True):
+    """One input or output of a graph. An axis is a number, or a name where it is dynamic."""
+
+    name: str
+    dtype: str  # numpy's name: "float32", "int64", "bool"
+    shape: list[int | str]
+
+
+class GraphSpec(_Strict, frozen=True):
+    """One ONNX file and its interface."""
+
+    file: str  # relative to the bundle
+    opset: int
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class LlmForm(_Strict, frozen=True):
+    """One form of the pruned LLM (engines.md): the same weights, other operators."""
+
+    form: Literal["portable", "ort", "trt"]
+    cache: Cache  # "grows": present = concat(past, new); "in_place": past buffer = present buffer
+    serves: list[Engine]
+    graph: GraphSpec
+
+
+class Graphs(_Strict, frozen=True):
+    """The four graphs."""
+
+    vision_encoder: GraphSpec
+    first_layer: GraphSpec
+    scorer: GraphSpec
+    llm: list[LlmForm]
+
+
+class LlmShape(_Strict, frozen=True):
+    """Sizes of the LLM that the host needs."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+
+
+class Scorer(_Strict, frozen=True):
+    """Where the scores come from, and how good they were on held-out samples."""
+
+    kind: ScorerKind
+    trained: bool
+    metrics: dict[str, float]  # recall_at_50, recall_at_25, spearman, samples; empty if untrained
+
+
+class Chat(_Strict, frozen=True):
+    """The chat template, compiled to pieces that are joined on the device.
+
+    A conversation is `head` (or `head_system[0] system head_system[1]`), the first user turn,
+    then for every further turn `reply` answer `next_user` question, and at the end `generation`.
+    Text of adjacent pieces and of the user is joined before it is tokenised, as the template's
+    own output would be.
+    """
+
+    head: Piece
+    head_system: list[Piece] | None  # None: the template takes no system message
+    reply: Piece  # between a user's words and an earlier answer
+    next_user: Piece  # between an earlier answer and the user's next words
+    generation: Piece  # after the last user's words
+    picture: Piece  # stands for one picture; its image_token_id is repeated once a vision token
+
+
+class Tokens(_Strict, frozen=True):
+    """Ids that the host must know."""
+
+    image: int
+    eos: list[int]
+    control: list[int]  # ids that user text must never make
+
+
+class Limits(_Strict, frozen=True):
+    """What the graphs were checked for."""
+
+    max_input_len: int  # prompt rows that enter the LLM, kept vision tokens included
+    max_kv_len: int  # prompt and answer
+
+
+class Source(_Strict, frozen=True):
+    """Where the weights came from and what exported them."""
+
+    model: str  # folder name or hub id
+    revision: str | None
+    tools: dict[str, str]  # "torch": "2.13.0", ...
+    created: str  # ISO 8601, UTC
+
+
+class File(_Strict, frozen=True):
+    """One file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Strict, frozen=True):
+    """The whole of it."""
+
+    schema_version: int
+    tokprune_version: str
+    family: str
+    precision: Precision
+    graphs: Graphs
+    llm: LlmShape
+    chat: Chat
+    tokens: Tokens
+    limits: Limits
+    scorer: Scorer
+    default_selector: str
+    source: Source
+    files: dict[str, File]  # every file that the exporter wrote, manifest.json excepted
+    seal: str = _UNSEALED  # sha256 of manifest.json with 64 zeros here; `encode` sets it
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as indented UTF-8 JSON, sealed."""
+    unsealed = msgspec.structs.replace(manifest, seal=_UNSEALED)
+    data = msgspec.json.format(msgspec.json.encode(unsealed), indent=2) + b"\n"
+    before, _, after = data.rpartition(_UNSEALED.encode())
+    return before + hashlib.sha256(data).hexdigest().encode() + after
+
+
+def is_sealed(data: bytes, manifest: Manifest) -> bool:
+    """Tell whether `data`, read as `manifest`, is byte for byte what `encode` wrote."""
+    before, seal, after = data.rpartition(manifest.seal.encode())
+    unsealed = before + _UNSEALED.encode() + after
+    return bool(seal) and hashlib.sha256(unsealed).hexdigest() == manifest.seal
+
+
+def decode(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        msgspec.ValidationError: a key is unknown, missing or of the wrong type.
+        msgspec.DecodeError: this is not JSON.
+    """
+    return msgspec.json.decode(data, type=Manifest)
+
+
+def schema_version(data: bytes) -> Any:
+    """Return the version that the file claims, whatever else it holds."""
+    return msgspec.json.decode(data, type=dict[str, Any]).get("schema_version")

@@ -1,0 +1,151 @@
+"""The values that travel through the flow. Frozen, checked, free of behaviour.
+
+Axis names, the same in every signature:
+    h w: image pixels           n: vision tokens      k: kept vision tokens
+    s: prompt tokens            u: text tokens after the last vision token
+    d: LLM hidden size          a: attention heads    p: position axes (3 for M-RoPE, else 1)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
+
+Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+Image: TypeAlias = UInt8[Array, "h w 3"]  # RGB
+Scores: TypeAlias = Float32[Array, " n"]  # higher is kept first
+Feeds: TypeAlias = Mapping[str, Array]
+FinishReason = Literal["stop", "length"]
+
+PATCH, NEWLINE = 0, 1  # `where[:, KIND]`: a patch of a picture, or a row's end
+PICTURE, FRAME, TILE, ROW, COLUMN, SCALE, KIND = range(7)  # columns of `where`
+
+
+class Region(NamedTuple):
+    """The grid of vision tokens of one tile of one frame of one picture, newlines not counted."""
+
+    picture: int
+    frame: int
+    tile: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture, cut into what its family's vision encoder takes (numpy, before any engine)."""
+
+    calls: tuple[Feeds, ...]  # one run of the vision encoder each
+    pack: Callable[[list[Array]], Array]  # encoder outputs, in order -> embeds [n, d]
+    where: Int32[Array, "n 7"]  # picture counted within the prompt
+    regions: tuple[Region, ...]
+    size_hw: tuple[int, int]  # pixels of the picture as given
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as token ids, its vision tokens still placeholders."""
+
+    ids: Int64[Array, " s"]
+    slots: Int64[Array, " n"]  # rows of the vision tokens, ascending
+    words: Bool[Array, " s"]  # the user's words of this turn, template tokens not
+    positions: Int64[Array, "p s"]
+    next_position: int  # of the first answer token, whatever is pruned
+
+
+@dataclass(frozen=True)
+class VisionTokens:
+    """The pictures as the LLM would get them, in its order."""
+
+    embeds: Float[Array, "n d"]
+    where: Int32[Array, "n 7"]  # picture, frame, tile, row, column, scale, kind
+    regions: tuple[Region, ...]
+    saliency: Float32[Array, " n"] | None = None  # attention inside the vision encoder
+
+    def __post_init__(self) -> None:
+        patches = int((self.where[:, KIND] == PATCH).sum())
+        cells = sum(region.rows * region.columns for region in self.regions)
+        if len(self.embeds) != len(self.where) or patches != cells:
+            raise ValueError(
+                f"{len(self.embeds)} vision tokens, {len(self.where)} rows in `where` "
+                f"({patches} patches), {cells} cells in the regions: these must agree"
+            )
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """What the first LLM layer's attention tells of the prompt (method.md section 3)."""
+
+    attention: Float32[Array, "a u n"]  # rows of text after the last vision token
+    question: Bool[Array, " u"]  # which of them are the user's words
+
+
+First: TypeAlias = Callable[[], FirstLayer]  # lazy: the graph runs when a selector reads it
+Take: TypeAlias = Callable[[int], Int64[Array, " k"]]  # k -> positions, in any order
+
+
+def no_size_bias(kept_share: float) -> bool:
+    """Never correct attention for the size of what a kept token stands for."""
+    del kept_share
+    return False
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How a selector would spend any budget."""
+
+    take: Take
+    scores: Scores | None = None  # where they mean a share of relevance
+    size_bias: Callable[[float], bool] = no_size_bias  # of the kept share
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which vision tokens stay, and why that many."""
+
+    keep: Int64[Array, " k"]  # ascending, indexes the LLM's order
+    total: int
+    need: int | None  # what the question needs, where the budget asked
+    cap: int | None  # what the budget allowed
+    reason: str  # "ratio", "count", "all"
+    scores: Scores | None = None
+    embeds: Float[Array, "k d"] | None = None  # set only by merging
+    bias: Float32[Array, " k"] | None = None  # set only by size bias; added to attention logits
+
+    def __post_init__(self) -> None:
+        if len(self.keep) and (self.keep[0] < 0 or self.keep[-1] >= self.total):
+            raise ValueError(f"kept tokens must lie in 0..{self.total - 1}")
+        if (np.diff(self.keep) <= 0).any():
+            raise ValueError("kept tokens must be strictly ascending")
+
+    @property
+    def kept(self) -> int:
+        """Number of vision tokens that enter the LLM."""
+        return len(self.keep)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reply, with what it was read from and what it cost."""
+
+    text: str
+    finish_reason: FinishReason
+    selection: Selection
+    regions: tuple[Region, ...]
+    where: Int32[Array, "n 7"]
+    selector: str
+    timings_ms: Mapping[str, float]
+    ttft_ms: float
+    token_ids: tuple[int, ...]
+
+    @property
+    def kept(self) -> int:
+        """Number of vision tokens that entered the LLM."""
+        return self.selection.kept
+
+    @property
+    def total(self) -> int:
+        """Number of vision tokens of the whole pictures, newlines included."""
+        return self.selection.total

@@ -1,0 +1,47 @@
+"""Vision tokens on grids, for tests of what works on them."""
+
+import numpy as np
+
+from tokprune.types import FirstLayer, Prompt, Region, VisionTokens
+
+
+def vision_tokens(*grids: tuple[int, int], hidden: int = 4) -> VisionTokens:
+    """Pictures of the given rows and columns, row-major."""
+    where, regions = [], []
+    for picture, (rows, columns) in enumerate(grids):
+        table = np.zeros((rows * columns, 7), np.int32)
+        table[:, 0] = picture
+        table[:, 3:5] = np.indices((rows, columns)).reshape(2, -1).T
+        where.append(table)
+        regions.append(Region(picture, 0, 0, rows, columns))
+    total = sum(rows * columns for rows, columns in grids)
+    embeds = np.random.default_rng(0).normal(size=(total, hidden)).astype(np.float32)
+    return VisionTokens(embeds, np.concatenate(where), tuple(regions))
+
+
+def prompt_for(vision: VisionTokens, *, before: int = 3, after: int = 5) -> Prompt:
+    """Text, all vision tokens, text; the last text but two are the user's words."""
+    count = before + len(vision.embeds) + after
+    words = np.zeros(count, np.bool_)
+    words[-after:-2] = True
+    return Prompt(
+        ids=np.arange(count),
+        slots=np.arange(before, before + len(vision.embeds)),
+        words=words,
+        positions=np.arange(count)[None],
+        next_position=count,
+    )
+
+
+def first_layer(vision: VisionTokens, scores: np.ndarray, *, rows: int = 5) -> FirstLayer:
+    """Attention whose mean over heads and question rows is `scores`; other rows mislead."""
+    attention = np.tile(scores.astype(np.float32), (2, rows, 1))
+    question = np.ones(rows, np.bool_)
+    question[-2:] = False
+    attention[:, -2:] = scores[::-1]
+    return FirstLayer(attention, question)
+
+
+def never() -> FirstLayer:
+    """A first layer that must not be read."""
+    raise AssertionError("this selector must not run the first layer")

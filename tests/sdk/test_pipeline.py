@@ -1,0 +1,146 @@
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from grids import first_layer, prompt_for, vision_tokens
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tokprune import Answer, AnswerStream, KeepCount, RequestInvalid, overlay
+from tokprune.llm import Token
+from tokprune.pipeline import Pipeline
+from tokprune.selection import select
+from tokprune.selectors.baselines import attention
+from tokprune.stopwatch import Stopwatch
+from tokprune.types import First, FirstLayer, Prepared, Prompt, Selection, VisionTokens
+from tokprune.vlm import unless_all
+
+VISION = vision_tokens((2, 3))
+SCORES = np.asarray([0, 5, 0, 0, 4, 0], np.float32)
+
+
+def pipeline(calls: list[str], *, text: bytes = b"ok") -> Pipeline:
+    def vision_graph(pictures: Sequence[Prepared]) -> VisionTokens:
+        return VISION
+
+    def first_layer_graph(prompt: Prompt, vision: VisionTokens) -> First:
+        def run() -> FirstLayer:
+            calls.append("first layer")
+            return first_layer(vision, SCORES)
+
+        return run
+
+    def llm(prompt: Prompt, vision: VisionTokens, selection: Selection) -> Iterator[Token]:
+        calls.append(f"llm {selection.keep.tolist()}")
+        for byte in text:
+            yield Token(int(byte))
+        yield Token(None, "stop")
+
+    return Pipeline(vision_graph, first_layer_graph, attention, llm)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A token for every byte, its id the byte itself."""
+    letters = {}
+    for byte in range(256):
+        kept = 33 <= byte < 127 or 161 <= byte < 173 or byte >= 174
+        letters[byte] = chr(byte) if kept else None
+    spare = iter(range(256, 512))
+    vocab = {letter or chr(next(spare)): byte for byte, letter in letters.items()}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def stream_of(text: bytes, watch: Stopwatch | None = None) -> AnswerStream:
+    flow = pipeline([], text=text)
+    return AnswerStream(
+        lambda: flow.answer(prompt_for(VISION), (), KeepCount(2)),
+        byte_tokenizer(),
+        watch or Stopwatch(),
+        "attention",
+    )
+
+
+def test_the_llm_sees_only_the_tokens_that_the_question_attends_to() -> None:
+    calls: list[str] = []
+    flow = pipeline(calls).answer(prompt_for(VISION), (), KeepCount(2))
+    assert next(flow.tokens).id == ord("o")
+    assert calls == ["first layer", "llm [1, 4]"]
+    assert flow.selection.scores is not None
+
+
+def test_a_budget_that_keeps_all_never_runs_the_first_layer() -> None:
+    def forbidden(prompt: Prompt, vision: VisionTokens, first: First) -> None:
+        raise AssertionError("the selector must not run")
+
+    chosen = unless_all(forbidden, KeepCount(6))  # pyright: ignore[reportArgumentType]
+    ranking = chosen(prompt_for(VISION), VISION, lambda: first_layer(VISION, SCORES))
+    assert select(ranking, VISION, KeepCount(6)).keep.tolist() == list(range(6))
+
+
+def test_pieces_join_to_the_text_and_never_split_a_character() -> None:
+    text = "naïve 🙂 end"
+    stream = stream_of(text.encode())
+    pieces = list(stream)
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert stream.answer.text == text
+    assert stream.answer.finish_reason == "stop"
+
+
+def test_an_unfinished_character_at_the_end_is_not_lost() -> None:
+    stream = stream_of("ab🙂".encode()[:-1])
+    assert "".join(stream) == stream.answer.text
+    assert stream.answer.text.startswith("ab")
+    assert len(stream.answer.token_ids) == 5
+
+
+def test_an_answer_says_what_it_was_read_from_and_what_it_cost() -> None:
+    stream = stream_of(b"yes")
+    list(stream)
+    answer = stream.answer
+    assert (answer.kept, answer.total, answer.selector) == (2, 6, "attention")
+    assert set(answer.timings_ms) == {
+        "preprocess", "vision", "first_layer", "scorer", "select", "prefill", "decode",
+    }  # fmt: skip
+    assert answer.ttft_ms > 0
+    assert answer.timings_ms["decode"] > 0
+
+
+def test_an_unfinished_stream_has_no_answer() -> None:
+    stream = stream_of(b"yes")
+    next(stream)
+    with pytest.raises(RuntimeError, match="iterate over the stream"):
+        _ = stream.answer
+    stream.close()
+    assert list(stream) == []
+
+
+def test_a_stage_within_a_stage_counts_for_itself_alone() -> None:
+    watch = Stopwatch()
+    with watch.stage("outer"), watch.stage("inner"):
+        total = sum(range(200_000))
+    assert total
+    assert watch.timings_ms["inner"] > watch.timings_ms["outer"]
+    assert watch.elapsed_ms() >= watch.timings_ms["inner"] + watch.timings_ms["outer"]
+
+
+def finished() -> Answer:
+    stream = stream_of(b"x")
+    list(stream)
+    return stream.answer
+
+
+def test_an_overlay_dims_what_was_dropped() -> None:
+    image = np.full((56, 84, 3), 200, np.uint8)
+    drawn = overlay(image, finished())
+    assert drawn.shape == image.shape
+    assert drawn[10, 10].max() < 80  # token 0, dropped
+    assert drawn[14, 42].max() > 180  # token 1, kept
+    assert drawn[42, 42].max() > 180  # token 4, kept
+
+
+def test_an_overlay_of_a_picture_that_was_not_asked_about_is_refused() -> None:
+    with pytest.raises(RequestInvalid, match=r"0\.\.0"):
+        overlay(np.zeros((28, 28, 3), np.uint8), finished(), picture=1)

@@ -1,0 +1,142 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from grids import first_layer, never, prompt_for, vision_tokens
+
+from tokprune.selectors import SELECTORS, Selector
+from tokprune.selectors.baselines import attention, mean_attention, random_tokens, uniform
+from tokprune.selectors.coverage import coverage_order, farthest_point_order, lattice, shares
+from tokprune.selectors.relevance import mixed, relevance_coverage
+from tokprune.types import FirstLayer, VisionTokens
+
+VISION = vision_tokens((6, 7), (3, 8))
+TOTAL = 42 + 24
+SCORES = np.random.default_rng(3).permutation(TOTAL).astype(np.float32)
+
+
+def scorer(vision: VisionTokens, first: FirstLayer) -> np.ndarray:
+    del vision, first
+    return SCORES / SCORES.sum()
+
+
+def ranked(selector: Selector) -> Callable[[int], np.ndarray]:
+    first = first_layer(VISION, SCORES)
+    return selector(prompt_for(VISION), VISION, lambda: first).take
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("k", [1, 2, 7, 33, 65, 66])
+def test_every_selector_gives_exactly_k_different_tokens(name: str, k: int) -> None:
+    taken = ranked(SELECTORS[name](scorer))(k)
+    assert len(set(taken.tolist())) == k
+    assert set(taken.tolist()) <= set(range(TOTAL))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_is_deterministic(name: str) -> None:
+    first, second = ranked(SELECTORS[name](scorer)), ranked(SELECTORS[name](scorer))
+    assert first(20).tolist() == second(20).tolist()
+
+
+@pytest.mark.parametrize("name", ["relevance", "attention", "random"])
+def test_nested_selectors_give_prefixes_of_one_order(name: str) -> None:
+    take = ranked(SELECTORS[name](scorer))
+    assert take(11).tolist() == take(50)[:11].tolist()
+
+
+def test_relevance_takes_the_highest_scores() -> None:
+    assert ranked(SELECTORS["relevance"](scorer))(5).tolist() == np.argsort(-SCORES)[:5].tolist()
+
+
+def test_ties_go_to_the_earlier_token() -> None:
+    take = SELECTORS["relevance"](lambda *_: np.ones(TOTAL, np.float32))
+    ranking = take(prompt_for(VISION), VISION, lambda: first_layer(VISION, SCORES))
+    assert ranking.take(4).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("selector", [random_tokens(), uniform])
+def test_selectors_that_ignore_the_question_never_run_the_first_layer(selector: Selector) -> None:
+    ranking = selector(prompt_for(VISION), VISION, never)
+    assert ranking.scores is None
+    assert len(ranking.take(10)) == 10
+
+
+def test_random_differs_by_seed() -> None:
+    draws = {tuple(ranked(random_tokens(seed))(10).tolist()) for seed in range(5)}
+    assert len(draws) == 5
+
+
+def test_attention_reads_the_question_rows_alone() -> None:
+    scores = np.arange(TOTAL, dtype=np.float32)
+    first = first_layer(VISION, scores)
+    ranking = attention(prompt_for(VISION), VISION, lambda: first)
+    assert ranking.take(3).tolist() == [TOTAL - 1, TOTAL - 2, TOTAL - 3]
+    assert ranking.scores is not None
+    assert ranking.scores.sum() == pytest.approx(1)
+
+
+def test_attention_reads_all_rows_when_the_question_stands_before_the_picture() -> None:
+    values = np.zeros((1, 3, 4), np.float32)
+    values[0, :, 2] = (0.1, 0.2, 0.3)
+    scores = mean_attention(FirstLayer(values, np.zeros(3, np.bool_)))
+    assert scores.tolist() == [0, 0, 1, 0]
+
+
+def test_half_of_coverage_is_relevance_and_half_lies_far_apart() -> None:
+    scores = np.zeros(TOTAL, np.float32)
+    scores[:10] = np.arange(10, 0, -1)
+    take = relevance_coverage(lambda *_: scores, coverage_share=0.5)
+    ranking = take(prompt_for(VISION), VISION, lambda: first_layer(VISION, SCORES))
+    taken = ranking.take(20)
+    assert set(range(10)) <= set(taken.tolist())
+    assert (VISION.where[taken, 0] == 1).sum() >= 3  # the other picture is not left blind
+
+
+def test_size_bias_is_asked_for_from_its_share_upwards() -> None:
+    ranking = relevance_coverage(scorer, size_bias_from=0.2)(
+        prompt_for(VISION), VISION, lambda: first_layer(VISION, SCORES)
+    )
+    assert [ranking.size_bias(share) for share in (0.1, 0.2, 0.5)] == [False, True, True]
+
+
+def test_mixed_skips_what_is_taken() -> None:
+    first, second = np.asarray([3, 1, 0, 2, 4]), np.asarray([1, 2, 3, 4, 0])
+    assert mixed(first, second, 4, 0.5).tolist() == [3, 1, 2, 4]
+    assert mixed(first, second, 3, 0.0).tolist() == [3, 1, 0]
+    assert mixed(first, second, 3, 1.0).tolist() == [1, 2, 3]
+
+
+def test_farthest_points_start_in_the_centre_and_then_go_to_the_corners() -> None:
+    order = farthest_point_order(5, 5)
+    assert order[0] == 12
+    assert set(order[1:5].tolist()) == {0, 4, 20, 24}
+    assert sorted(order.tolist()) == list(range(25))
+
+
+def test_a_prefix_of_the_coverage_order_serves_each_picture_by_its_share() -> None:
+    order = coverage_order(VISION.where, VISION.regions)
+    assert sorted(order.tolist()) == list(range(TOTAL))
+    first_half = order[:33]
+    assert (VISION.where[first_half, 0] == 0).sum() == 21
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(14, 14), (1, 9), (9, 1), (3, 8), (20, 3)])
+def test_a_lattice_of_any_count_has_that_many_cells(rows: int, columns: int) -> None:
+    for count in range(1, rows * columns + 1):
+        cells = lattice(rows, columns, count)
+        assert len(set(cells.tolist())) == count
+        assert cells.min() >= 0
+        assert cells.max() < rows * columns
+
+
+def test_a_lattice_of_a_quarter_is_every_second_row_and_column() -> None:
+    row, column = np.divmod(lattice(8, 8, 16), 8)
+    assert set(row.tolist()) == {1, 3, 5, 7}
+    assert set(column.tolist()) == {1, 3, 5, 7}
+
+
+def test_shares_follow_sizes_and_add_up() -> None:
+    assert shares([42, 24], 33) == [21, 12]
+    assert shares([1, 1, 1], 2) == [1, 1, 0]
+    assert sum(shares([196, 7, 64], 50)) == 50
