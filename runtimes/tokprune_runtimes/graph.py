@@ -55,7 +55,13 @@ class Graph(Protocol):
 
 
 def load_graph(path: Path, backend: Backend, *, threads: int | None = None) -> Graph:
-    """Load `path` on `backend`, importing only that engine. `threads=None` lets the engine choose."""
+    """Load `path` on `backend`, importing only that engine.
+
+    Args:
+        path: an ONNX file.
+        backend: what runs it.
+        threads: of this graph; None lets the engine choose.
+    """
     match backend:
         case "cpu":
             from tokprune_runtimes.ort import OrtGraph

@@ -9,20 +9,20 @@ import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
 
 from tokprune_runtimes.graph import Array, Carry, Feeds
 
-_OrtValue: Any = ort.OrtValue  # partly untyped
+_onnxruntime: Any = ort  # partly untyped
 
 
 class OrtGraph:
     """An ONNX graph on ONNX Runtime's CPU provider. Safe to run from several threads."""
 
     def __init__(self, path: Path, *, threads: int | None) -> None:
-        options: Any = ort.SessionOptions()
+        options: Any = _onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         # Four sessions run one after another; idle pools that spin would steal each other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session: Any = ort.InferenceSession(
+        self._session: Any = _onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
@@ -80,10 +80,12 @@ class OrtLoop:
             if not carry.in_place:
                 whole: Array = self._held[carry.input].numpy()
                 kept = np.take(whole, np.arange(length), axis=carry.axis)
-                self._held[carry.input] = _OrtValue.ortvalue_from_numpy(kept)
+                self._held[carry.input] = _onnxruntime.OrtValue.ortvalue_from_numpy(kept)
 
 
 def _allocate(carry: Carry) -> Any:
     if carry.in_place:
-        return _OrtValue.ortvalue_from_shape_and_type(list(carry.shape), np.float32, "cpu")
-    return _OrtValue.ortvalue_from_numpy(np.zeros(carry.shape, np.float32))
+        return _onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(carry.shape), np.float32, "cpu"
+        )
+    return _onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(carry.shape, np.float32))

@@ -57,12 +57,11 @@ def budget_of(value: object) -> Budget:
     """Accept a bare share (float) or count (int) where a budget is wanted."""
     if isinstance(value, (KeepRatio, KeepCount)):
         return value
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return KeepCount(value)
-    if isinstance(value, float):
-        return KeepRatio(value)
+    number: object = value.item() if isinstance(value, (np.integer, np.floating)) else value
+    if isinstance(number, int) and not isinstance(number, bool):
+        return KeepCount(number)
+    if isinstance(number, float):
+        return KeepRatio(number)
     raise RequestInvalid(
         f"A budget is a share (0.5), a number of vision tokens (128), KeepRatio or KeepCount; "
         f"got {value!r}"

@@ -189,10 +189,11 @@ def _read_manifest(root: int) -> Manifest:
 
 
 def _check_schema(version: Any) -> None:
-    if version == SCHEMA_VERSION:
+    number = version if type(version) is int else 0  # JSON's `true` would equal 1
+    if number == SCHEMA_VERSION:
         return
     todo = "export the bundle again with this tokprune"
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if number > SCHEMA_VERSION:
         todo = "it comes from a newer tokprune. Update: pip install -U tokprune"
     raise BundleInvalid(
         "schema",

@@ -122,7 +122,9 @@ def _ask(command: Ask) -> int:
     if command.selector is not None:
         lookup(SELECTORS, command.selector, "selector")
     if command.overlay is not None and command.overlay.suffix.lower() != ".png":
-        raise RequestInvalid(f"--overlay writes PNG: give a name ending in .png, got {command.overlay}")
+        raise RequestInvalid(
+            f"--overlay writes PNG: give a name ending in .png, got {command.overlay}"
+        )
     pictures = [load_picture(path) for path in command.image]
     vlm = load(command.bundle, backend=command.backend, threads=command.threads)
     stream = vlm.stream(

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 
 from tokprune.errors import ContextOverflow, RequestInvalid
 from tokprune.manifest import Limits, LlmForm, LlmShape
-from tokprune.sampling import Sampling
+from tokprune.sampling import GREEDY, Sampling
 from tokprune.types import Array, FinishReason, Prompt, Selection, VisionTokens
 from tokprune_runtimes import Carry, Graph
 
@@ -19,7 +19,7 @@ class Generation:
     """How long and how freely to answer."""
 
     max_new_tokens: int = 128
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -1,6 +1,7 @@
 """`manifest.json`: what the exporter wrote, as typed and strict structs.
 
-Unknown keys are refused, never dropped: a bundle from a newer tokprune says so instead of half working.
+Unknown keys are refused, never dropped: a bundle from a newer tokprune says so instead of half
+working.
 """
 
 import hashlib
@@ -152,6 +153,8 @@ def encode(manifest: Manifest) -> bytes:
 
 def is_sealed(data: bytes, manifest: Manifest) -> bool:
     """Tell whether `data`, read as `manifest`, is byte for byte what `encode` wrote."""
+    if len(manifest.seal) != len(_UNSEALED):
+        return False
     before, seal, after = data.rpartition(manifest.seal.encode())
     unsealed = before + _UNSEALED.encode() + after
     return bool(seal) and hashlib.sha256(unsealed).hexdigest() == manifest.seal

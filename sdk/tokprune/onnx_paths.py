@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-_MAX_FIELDS = 1_000_000  # a 7B model's graph has some 50,000
+_MAX_FIELDS = 300_000  # a 7B model's graph has some 50,000; half a second
+_MAX_ENTRY_BYTES = 4096
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 Kind: TypeAlias = Literal[
@@ -55,16 +56,14 @@ def external_data(model: memoryview) -> list[ExternalData]:
     """
     found: list[ExternalData] = []
     todo: list[tuple[Kind, memoryview]] = [("Model", model)]
-    graphs = steps = 0
+    budget = iter(range(_MAX_FIELDS))
+    graphs = 0
     while todo:
         kind, message = todo.pop()
         graphs += kind == "Graph"
         entries: list[memoryview] = []
         external = False
-        for number, value in _fields(message):
-            steps += 1
-            if steps > _MAX_FIELDS:
-                raise ValueError(f"it has more than {_MAX_FIELDS} fields")
+        for number, value in _fields(message, budget):
             if isinstance(value, int):
                 external |= kind == "Tensor" and number == _TENSOR_LOCATION and value == _EXTERNAL
             elif kind == "Tensor" and number == _TENSOR_ENTRY:
@@ -74,18 +73,20 @@ def external_data(model: memoryview) -> list[ExternalData]:
             elif inner := _INSIDE.get(kind, {}).get(number):
                 todo.append((inner, value))
         if external or entries:
-            found.append(_reference(entries))
+            found.append(_reference(entries, budget))
     if not graphs:
         raise ValueError("it holds no graph")
     return found
 
 
-def _reference(entries: list[memoryview]) -> ExternalData:
+def _reference(entries: list[memoryview], budget: Iterator[int]) -> ExternalData:
     """Read the key-value pairs of one tensor. ONNX Runtime ignores unknown keys; so does this."""
     pairs: dict[str, str] = {}
     for entry in entries:
         texts = {1: "", 2: ""}
-        for number, value in _fields(entry):
+        if len(entry) > _MAX_ENTRY_BYTES:
+            raise ValueError("a text of external data is too long")
+        for number, value in _fields(entry, budget):
             if number in texts and not isinstance(value, int):
                 texts[number] = str(value, "utf-8")
         if texts[1] in pairs:
@@ -107,10 +108,12 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-def _fields(message: memoryview) -> Iterator[Field]:
+def _fields(message: memoryview, budget: Iterator[int]) -> Iterator[Field]:
     """Yield the fields of one protobuf message; bytes are views, nothing is copied."""
     at, end = 0, len(message)
     while at < end:
+        if next(budget, None) is None:
+            raise ValueError("it has too many fields")
         tag, at = _varint(message, at)
         number, wire = tag >> 3, tag & 7
         if number == 0:
@@ -133,12 +136,10 @@ def _fields(message: memoryview) -> Iterator[Field]:
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """Return the number at `at`, and where the next thing starts."""
-    result = 0
-    for index in range(10):  # 64 bits, seven a byte
-        if at + index >= len(message):
-            raise ValueError("it is truncated")
-        byte = message[at + index]
-        result |= (byte & 0x7F) << (7 * index)
+    result = shift = 0
+    for byte in message[at : at + 10]:  # 64 bits, seven a byte
+        result |= (byte & 0x7F) << shift
+        shift += 7
         if byte < 0x80:
-            return result, at + index + 1
-    raise ValueError("a number has more than 64 bits")
+            return result, at + shift // 7
+    raise ValueError("it is truncated" if shift < 70 else "a number has more than 64 bits")

@@ -43,3 +43,6 @@ class Sampling:
         count = int(np.searchsorted(chances.cumsum(), self.top_p * (1 - 1e-12))) + 1
         nucleus = chances[:count] / chances[:count].sum()
         return int(order[rng.choice(count, p=nucleus)])
+
+
+GREEDY = Sampling()

@@ -6,7 +6,7 @@ Axis names, the same in every signature:
     d: LLM hidden size          a: attention heads    p: position axes (3 for M-RoPE, else 1)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 
 Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 Image: TypeAlias = UInt8[Array, "h w 3"]  # RGB
+Images: TypeAlias = Sequence[UInt8[Array, "_ _ 3"]]  # their sizes may differ
 Scores: TypeAlias = Float32[Array, " n"]  # higher is kept first
 Feeds: TypeAlias = Mapping[str, Array]
 FinishReason = Literal["stop", "length"]

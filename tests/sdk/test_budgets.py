@@ -54,7 +54,7 @@ def test_other_text_is_refused_with_both_spellings(text: str) -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5, float("nan")])
 def test_a_share_outside_its_range_is_refused(ratio: float) -> None:
-    with pytest.raises(RequestInvalid, match="above 0 and up to 1.0"):
+    with pytest.raises(RequestInvalid, match=r"above 0 and up to 1\.0"):
         KeepRatio(ratio)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Int64
 
-from tokprune.types import Array, Image, Prepared, Region
+from tokprune.types import Array, Images, Prepared, Region
 
 Positions: TypeAlias = Int64[Array, "p s"]
 
@@ -23,7 +23,7 @@ class Span(NamedTuple):
 class Processor:
     """The numpy half of one checkpoint, its settings read from the bundle's HF files."""
 
-    prepare: Callable[[Sequence[Image]], tuple[Prepared, ...]]  # all pictures of a prompt
+    prepare: Callable[[Images], tuple[Prepared, ...]]  # all pictures of a prompt
     positions: Callable[[Sequence[Span]], tuple[Positions, int]]  # and the next position
 
 

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from tokprune.errors import PictureInvalid
 from tokprune.families.family import Family, Positions, Processor, Span
-from tokprune.types import COLUMN, PICTURE, ROW, Array, Image, Prepared, Region
+from tokprune.types import COLUMN, PICTURE, ROW, Array, Image, Images, Prepared, Region
 
 MAX_ASPECT = 200  # transformers refuses longer strips
 
@@ -119,7 +119,7 @@ def patch_positions(rows: int, columns: int, merge: int) -> Int64[Array, "p 2"]:
     return np.ascontiguousarray(np.reshape(units, (-1, 2)), np.int64)
 
 
-def prepare(settings: Settings, images: Sequence[Image]) -> tuple[Prepared, ...]:
+def prepare(settings: Settings, images: Images) -> tuple[Prepared, ...]:
     """Cut each picture into patches: one run of the vision encoder a picture."""
     return tuple(_prepare_one(settings, index, image) for index, image in enumerate(images))
 

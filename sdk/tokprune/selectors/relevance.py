@@ -1,4 +1,4 @@
-"""Selectors that read the learned relevance, the method of arXiv:2506.01097, and its coverage form."""
+"""Selectors that read the learned relevance: the method of arXiv:2506.01097, and with coverage."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -55,7 +55,7 @@ def relevance_coverage(
 def mixed(
     first: Int64[Array, " n"], second: Int64[Array, " n"], k: int, share: float
 ) -> Int64[Array, " k"]:
-    """Take k tokens: the head of `first`, and `share` of k from `second`, skipping what is taken."""
+    """Take k tokens: the head of `first`, then `share` of k from `second`, none twice."""
     head = first[: k - round(k * share)]
     rest = second[~np.isin(second, head)][: k - len(head)]
     return np.concatenate([head, rest])

@@ -1,0 +1,71 @@
+# Everything that a checkout can do. `make` alone lists it.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10 python3,$(shell command -v $(name))))
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
+CHECKPOINT := samples/scenes/checkpoints/qwen2_vl
+SOURCES := $(shell find sdk runtimes export -name '*.py')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo setup check test soak bench clean distclean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build/demo/manifest.json ## export the demo checkpoint, ask it a question at 100, 50 and 25 %
+	$(BIN)/python samples/demo.py build/demo build/demo-overlay.png
+
+setup: .venv/.tests ## make .venv with everything that checks and tests need
+
+check: .venv/.tests ## format, lint, types, import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: .venv/.tests ## run the suite; PYTEST_ARGS="-k coverage" runs a part
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: .venv/.tests ## try every promise at its full count; goes on where it was stopped
+	SOAK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: .venv/.tests ## measure prefill at the size of a real LLM (an hour, 8 GiB of memory)
+	$(BIN)/python tests/benchmarks/prefill.py
+
+clean: ## remove what was built
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+distclean: clean ## remove .venv too
+	rm -rf .venv
+
+# Stamps: made last, so that what was interrupted is done again and what is done is not.
+
+.venv/.pip: constraints.txt
+	@test -n '$(PYTHON)' || { echo 'No Python found: make PYTHON=/path/to/python3.11'; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'tokprune needs Python 3.10 or newer: make PYTHON=/path/to/python3.11'; exit 1; }
+	'$(PYTHON)' -m venv .venv
+	$(PIP) --quiet pip
+	@touch $@
+
+.venv/.installed: .venv/.pip pyproject.toml
+	$(PIP) --build-constraint constraints.txt --editable '.[export]'
+	@touch $@
+
+# torchvision in a folder of its own: it is for HF's own processors, which the tests compare ours
+# with. Its compiled half may not fit a CPU build of torch (tests/conftest.py), and transformers
+# would import it in every program of the environment.
+.venv/.tests: .venv/.installed
+	$(PIP) --group dev
+	$(PIP) --no-deps --upgrade --target .venv/torchvision torchvision
+	$(BIN)/python -m pip check
+	@touch $@
+
+build/demo/manifest.json: .venv/.installed $(wildcard $(CHECKPOINT)/*) $(SOURCES)
+	rm -rf build/demo
+	$(BIN)/tokprune-export $(CHECKPOINT) build/demo --scorer $(CHECKPOINT)/scorer.safetensors

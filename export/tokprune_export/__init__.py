@@ -1,0 +1,1 @@
+"""The torch side of tokprune: from a checkpoint to a bundle."""

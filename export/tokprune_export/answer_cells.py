@@ -1,0 +1,211 @@
+"""One question asked with many selectors and budgets, the costly parts once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import UInt8
+
+import tokprune
+from tokprune.budgets import KeepRatio
+from tokprune.canvas import canvas
+from tokprune.llm import Generation
+from tokprune.manifest import ScorerKind
+from tokprune.selection import keep_all, select
+from tokprune.selectors import Scorer as SelectorsScorer
+from tokprune.selectors import Selector
+from tokprune.selectors.baselines import mean_attention, random_tokens, uniform
+from tokprune.selectors.relevance import relevance, relevance_coverage
+from tokprune.types import Array, FirstLayer, Prompt, Ranking, Scores, Selection, VisionTokens
+from tokprune.vlm import VLM
+from tokprune_export.checkpoint import open_checkpoint
+from tokprune_export.labels import explain_answer
+from tokprune_export.scorer_training import recall, spearman
+from tokprune_export.scorers import Scorer, load_scorer
+from tokprune_export.teacher import Asked, Teacher, open_teacher
+
+FULL, DEFAULT = "full", "default"
+SEEDS = (0, 1, 2)
+COVERAGE_SHARES = (0.25, 0.5, 0.75)
+ALWAYS, NEVER = 0.0, 2.0  # kept shares from which on size bias is used
+MAX_NEW_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a process opens to take part."""
+
+    bundle: Path
+    scorers: tuple[Path, ...] = ()  # beside the bundle's own
+    oracle: str | None = None  # the checkpoint of the bundle
+    shares: tuple[float, ...] = (0.5, 0.25, 0.125, 0.06)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question."""
+
+    key: str
+    pictures: tuple[UInt8[Array, "h w 3"], ...]
+    question: str
+    answer: str
+    group: str
+    other_question: str  # of another sample: its twin reads this one
+
+
+class Record(NamedTuple):
+    """What came of one question."""
+
+    key: str
+    group: str
+    answer: str
+    vision_tokens: int
+    cells: dict[str, str]  # "selector@share" -> text
+    agreement: dict[str, list[float]]  # scores -> recall at 50, at 25, Spearman with the oracle
+
+
+class Opened(NamedTuple):
+    """What a process keeps open."""
+
+    vlm: VLM
+    scorers: Mapping[str, Scorer]
+    teacher: Teacher | None
+
+
+class Seen(NamedTuple):
+    """A prompt, encoded."""
+
+    prompt: Prompt
+    vision: VisionTokens
+    first: FirstLayer
+
+
+@lru_cache(maxsize=1)
+def opened(setup: Setup) -> Opened:
+    """Open bundle, scorer files and checkpoint, once a process."""
+    torch.set_num_threads(1)
+    vlm = tokprune.load(setup.bundle, threads=1)
+    heads = vlm.bundle.manifest.llm.heads
+    files = [load_scorer(path, heads) for path in setup.scorers]
+    teacher = None
+    if setup.oracle is not None:
+        teacher = open_teacher(open_checkpoint(setup.oracle), torch.device("cpu"))
+    return Opened(vlm, {scorer_name(each.kind): each for each in files}, teacher)
+
+
+def scorer_name(kind: ScorerKind) -> str:
+    """Name a scorer in tables."""
+    return f"relevance ({kind})"
+
+
+def answer_cells(setup: Setup, task: Task) -> Record:
+    """Ask one question with every selector at every budget."""
+    vlm, scorers, teacher = opened(setup)
+    prompt, pictures = vlm.prepare(list(task.pictures), task.question)
+    vision = vlm.vision(pictures)
+    seen = Seen(prompt, vision, vlm.first_layer.run(prompt, vision))
+    answers = Answers(vlm, seen)
+    total = len(vision.embeds)
+    text, ids = answers(select(keep_all(total), vision, KeepRatio(1.0)))
+    scores = {"attention": mean_attention(seen.first)}
+    own = own_scores(vlm)
+    if own not in scores:
+        scores[own] = vlm.scorer(vision, seen.first)
+    scores |= {name: run_scorer(scorer, vision, seen.first) for name, scorer in scorers.items()}
+    agreement: dict[str, list[float]] = {}
+    if teacher is not None:
+        asked = Asked(prompt, vision, text, torch.tensor(ids, dtype=torch.int64))
+        oracle = explain_answer(teacher, asked)
+        agreement = {name: _agreement(value, oracle) for name, value in scores.items()}
+        scores["oracle"] = oracle
+    twin, _ = vlm.prepare(list(task.pictures), task.other_question)
+    shuffled = vlm.scorer(vision, vlm.first_layer.run(twin, vision))
+    cells = {f"{FULL}@1": text}
+    for name, ranking in rankings(seen, scores, own, shuffled):
+        for share in setup.shares:
+            cells[f"{name}@{share:g}"], _ = answers(select(ranking, vision, KeepRatio(share)))
+    return Record(task.key, task.group, task.answer, total, cells, agreement)
+
+
+def own_scores(vlm: VLM) -> str:
+    """Name what the bundle's own scorer gives."""
+    scorer = vlm.bundle.manifest.scorer
+    return scorer_name(scorer.kind) if scorer.trained else "attention"
+
+
+@torch.no_grad()
+def run_scorer(scorer: Scorer, vision: VisionTokens, first: FirstLayer) -> Scores:
+    """Run a scorer that is not in the bundle."""
+    index, cells = canvas(vision.where, vision.regions)
+    given = (first.attention, first.question, index, cells)
+    return scorer.network(*map(torch.from_numpy, given)).numpy()
+
+
+class Answers:
+    """Greedy answers of one prompt; the same kept tokens are not asked twice."""
+
+    def __init__(self, vlm: VLM, seen: Seen) -> None:
+        self._vlm = vlm
+        self._seen = seen
+        self._known: dict[tuple[bytes, bytes], tuple[str, list[int]]] = {}
+
+    def __call__(self, selection: Selection) -> tuple[str, list[int]]:
+        """Return text and token ids."""
+        bias = b"" if selection.bias is None else selection.bias.tobytes()
+        key = (selection.keep.tobytes(), bias)
+        if key not in self._known:
+            tokens = self._vlm.llm.generate(
+                self._seen.prompt, self._seen.vision, selection, Generation(MAX_NEW_TOKENS)
+            )
+            ids = [token.id for token in tokens if token.id is not None]
+            self._known[key] = (self._vlm.tokenizer.decode(ids, skip_special_tokens=True), ids)
+        return self._known[key]
+
+
+def rankings(
+    seen: Seen, scores: Mapping[str, Scores], own: str, shuffled: Scores
+) -> Iterable[tuple[str, Ranking]]:
+    """Yield every selector of the tables with its ranking.
+
+    Args:
+        seen: the prompt.
+        scores: "attention", those of trained scorers, and "oracle".
+        own: which of them the bundle's own scorer gave.
+        shuffled: what it gave for another question about these pictures.
+    """
+
+    def ranked(selector: Selector) -> Ranking:
+        return selector(seen.prompt, seen.vision, lambda: seen.first)
+
+    for seed in SEEDS:
+        yield f"random/{seed}", ranked(random_tokens(seed))
+    lattice = ranked(uniform)
+    yield "uniform", lattice
+    yield "uniform + size bias", Ranking(lattice.take, size_bias=lambda _: True)
+    for name, values in scores.items():
+        yield name, ranked(relevance(_fixed(values)))
+    yield DEFAULT, ranked(relevance_coverage(_fixed(scores[own])))
+    for share in COVERAGE_SHARES:
+        for start, suffix in ((NEVER, ""), (ALWAYS, " + size bias")):
+            mixed = relevance_coverage(
+                _fixed(scores[own]), coverage_share=share, size_bias_from=start
+            )
+            yield f"coverage {share:g}{suffix}", ranked(mixed)
+    if "oracle" in scores:
+        mixed = relevance_coverage(
+            _fixed(scores["oracle"]), coverage_share=0.5, size_bias_from=NEVER
+        )
+        yield "oracle + coverage 0.5", ranked(mixed)
+    yield f"{own}, question shuffled", ranked(relevance(_fixed(shuffled)))
+    yield f"{DEFAULT}, question shuffled", ranked(relevance_coverage(_fixed(shuffled)))
+
+
+def _fixed(scores: Scores) -> SelectorsScorer:
+    return lambda vision, first: scores
+
+
+def _agreement(scores: Scores, oracle: Array) -> list[float]:
+    return [recall(scores, oracle, 0.5), recall(scores, oracle, 0.25), spearman(scores, oracle)]

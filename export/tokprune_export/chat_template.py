@@ -1,0 +1,214 @@
+"""The checkpoint's chat template, compiled to pieces and verified token for token.
+
+Conversations are rendered with marker words in the place of what people say; what stands between
+the markers becomes the pieces. Then real conversations go both ways, and must give equal ids.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tokprune.families import FAMILIES
+from tokprune.loading import open_tokenizer
+from tokprune.manifest import Chat, Piece, Tokens
+from tokprune.prompting import Conversation, Picture, Turn, build_prompt
+from tokprune.types import Prepared, Region
+from tokprune_export.errors import ExportRefused
+
+USER, AGAIN, ANSWER, SYSTEM = "Qmarkerone", "Qmarkertwo", "Amarker", "Smarker"
+IMAGE = {"type": "image"}
+
+
+class Template:
+    """The Jinja template, rendered as transformers renders it."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            open_tokenizer(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # tokenizers raises nothing more particular
+            raise ExportRefused(f"{folder} has no readable tokenizer: {error}") from None
+        self._template: str | None = None
+        legacy = folder / "chat_template.json"  # beside the processor, in older checkpoints
+        if self._tokenizer.chat_template is None and legacy.is_file():
+            self._template = json.loads(legacy.read_bytes())["chat_template"]
+        elif self._tokenizer.chat_template is None:
+            raise ExportRefused(
+                f"{folder} has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json): add the one that it was trained with"
+            )
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """Return the prompt of a conversation that awaits an answer."""
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """Tokenise a rendered prompt."""
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def compile_chat(folder: Path, template: Template) -> Chat:
+    """Cut the template into pieces.
+
+    Raises:
+        ExportRefused: the template does more than wrap what people say.
+    """
+    names = special_ids(open_tokenizer(folder))
+
+    def piece(text: str) -> Piece:
+        return _piece(text, names)
+
+    head, generation = _around(template.render([_user(USER)]), USER)
+    conversation = [_user(USER), _assistant(ANSWER), _user(AGAIN)]
+    _, reply, following, end = _around(template.render(conversation), USER, ANSWER, AGAIN)
+    before, after = _around(template.render([_user(IMAGE, USER)]), USER)
+    if end != generation or after != generation or not before.startswith(head):
+        raise ExportRefused("The chat template changes its frame with pictures or turns")
+    system = _system(template)
+    return Chat(
+        head=piece(head),
+        head_system=None if system is None else [piece(text) for text in system],
+        reply=piece(reply),
+        next_user=piece(following),
+        generation=piece(generation),
+        picture=piece(before.removeprefix(head)),
+    )
+
+
+def verify_chat(folder: Path, template: Template, chat: Chat, tokens: Tokens, family: str) -> int:
+    """Send conversations both ways and return how many.
+
+    Raises:
+        ExportRefused: ids differ, with the first conversation where they do.
+    """
+    tokenizer, processor = open_tokenizer(folder), FAMILIES[family].open(folder)
+    conversations = _conversations(systems=chat.head_system is not None)
+    for messages in conversations:
+        conversation, pictures = _parsed(messages)
+        ours = build_prompt(conversation, pictures, chat, tokens, tokenizer, processor).ids.tolist()
+        oracle = template.ids(template.render(messages))
+        if ours != oracle:
+            raise ExportRefused(
+                "The chat template cannot be compiled: for "
+                f"{json.dumps(messages, ensure_ascii=True)} transformers gives {oracle}, "
+                f"the compiled pieces give {ours}"
+            )
+    return len(conversations)
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the added tokens that steer the model, by their text."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    return {token.content: index for index, token in added if token.special}
+
+
+def _piece(text: str, names: dict[str, int]) -> Piece:
+    """Split text at special tokens, longest first."""
+    if not names:
+        return [text] if text else []
+    longest = sorted(names, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+    return [names.get(part, part) for part in parts if part]
+
+
+def _around(text: str, *markers: str) -> list[str]:
+    """Return what stands before, between and after the markers, each there once and in order."""
+    parts: list[str] = []
+    for marker in markers:
+        if text.count(marker) != 1:
+            raise ExportRefused(f"The chat template does not show {marker!r} once: {text!r}")
+        part, text = text.split(marker)
+        parts.append(part)
+    return [*parts, text]
+
+
+def _system(template: Template) -> list[str] | None:
+    """Return the head around a system message, or None where the template takes none."""
+    from jinja2 import TemplateError
+
+    try:
+        text = template.render([_say("system", SYSTEM), _user(USER)])
+    except TemplateError:
+        return None
+    return _around(text, SYSTEM, USER)[:2] if SYSTEM in text else None
+
+
+def _say(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": text}
+
+
+def _assistant(text: str) -> dict[str, Any]:
+    return _say("assistant", text)
+
+
+def _user(*content: str | dict[str, str]) -> dict[str, Any]:
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {"role": "user", "content": parts}
+
+
+def _conversations(*, systems: bool) -> list[list[dict[str, Any]]]:
+    """Return conversations with pictures and text in every order, and text that tokenisers cut."""
+    texts = (
+        "What is this?",
+        "\n\nWhat is this?\n",
+        "   leading spaces, trailing ones   ",
+        "tab\there, and a no-break\u00a0space",
+        "Wie heißt das? \u8fd9\u662f\u4ec0\u4e48\uff1f \u0447\u0442\u043e?",
+        "emoji 👩\u200d🚀 and combining e\u0301",
+        "100 % of 3.14159, isn't it? I'll say: x_1 += 2;",
+        "line\r\nbreaks\n \n of  all kinds",
+        "{{ braces }} {% raw %} <b>tags</b> | pipes",
+        "assistant\nuser\nsystem",
+    )
+    turns = [[_user(IMAGE, text)] for text in texts]
+    turns += [[_user(text, IMAGE)] for text in texts[:4]]
+    turns += [[_user(text, IMAGE, other)] for text, other in pairwise(texts[:4])]
+    first, second, third = texts[:3]
+    turns += [
+        [_user(first)],
+        [_user(IMAGE, IMAGE, first)],
+        [_user(first, IMAGE, second, IMAGE, third)],
+        [_user(IMAGE, first, IMAGE)],
+        [_user(first, second), _assistant("Yes."), _user(third)],
+        [_user(IMAGE, first), _assistant("A cup.\n"), _user(second)],
+        [_user(IMAGE, first), _assistant(" A cup"), _user(IMAGE, second)],
+        [_user(first), _assistant(third), _user(second), _assistant("no"), _user(IMAGE, first)],
+    ]
+    if systems:
+        turns += [[_say("system", text), *turns[index]] for index, text in enumerate(texts[:5])]
+        turns += [[_say("system", second), *turns[-6]]]
+    return turns
+
+
+def _parsed(messages: Sequence[dict[str, Any]]) -> tuple[Conversation, list[Prepared]]:
+    """Return the same conversation as the device takes it; every picture is one vision token."""
+    system, turns, count = None, [], 0
+    for message in messages:
+        said = message["content"]
+        if message["role"] == "system":
+            system = said
+        elif message["role"] == "assistant":
+            turns[-1] = Turn(turns[-1].content, said)
+        else:
+            content: list[str | Picture] = []
+            for part in said:
+                content.append(part["text"] if part["type"] == "text" else Picture(count))
+                count += part["type"] == "image"
+            turns.append(Turn(tuple(content)))
+    return Conversation(tuple(turns), system), [_picture(index) for index in range(count)]
+
+
+def _picture(index: int) -> Prepared:
+    where = np.zeros((1, 7), np.int32)
+    where[:, 0] = index
+    return Prepared((), lambda outputs: outputs[0], where, (Region(index, 0, 0, 1, 1),), (1, 1))

@@ -1,0 +1,112 @@
+"""`tokprune-export` and `tokprune-train`. torch is imported where a step needs it."""
+
+import sys
+from collections.abc import Callable
+from time import perf_counter
+
+import tyro
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from tokprune.errors import TokpruneError
+from tokprune.manifest import Manifest
+from tokprune_export.errors import ParityFailed
+from tokprune_export.options import ExportOptions
+
+REFUSED, OUT_OF_TOLERANCE, INTERRUPTED = 2, 1, 130
+
+
+def export_main() -> None:
+    """Run `tokprune-export`."""
+    options = tyro.cli(ExportOptions, prog="tokprune-export")
+    sys.exit(guarded("tokprune-export", lambda: run_export(options)))
+
+
+def train_main() -> None:
+    """Run `tokprune-train`."""
+    from tokprune_export.train import main
+
+    main()
+
+
+def guarded(name: str, command: Callable[[], None]) -> int:
+    """Run a command and return its exit status; what was refused is one line on stderr."""
+    try:
+        command()
+    except ParityFailed as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return OUT_OF_TOLERANCE
+    except (TokpruneError, OSError) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted, nothing was left behind", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def run_export(options: ExportOptions) -> None:
+    """Export with progress, and end with tables."""
+    from tokprune_export.export import export
+    from tokprune_export.parity import Row, table
+
+    console = Console()
+    rows: list[Row] = []
+    try:
+        with Steps() as steps:
+            manifest = export(options, steps, rows.extend)
+    finally:
+        if rows:
+            console.print(table(rows))
+    console.print(summary(manifest, str(options.output)))
+
+
+class Steps:
+    """Names on stderr: the step that runs, and how long each one before it took."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._current: tuple[str, float, Status] | None = None
+
+    def __call__(self, name: str) -> None:
+        """Say that the step before is done, and this one begins."""
+        self._stop(done=True)
+        status = self._console.status(name)
+        status.start()
+        self._current = (name, perf_counter(), status)
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop(done=kind is None)
+
+    def _stop(self, *, done: bool) -> None:
+        if self._current is None:
+            return
+        name, began, status = self._current
+        status.stop()
+        if done:
+            self._console.print(f"[green]✓[/] {name} [dim]{perf_counter() - began:.1f} s")
+        self._current = None
+
+
+def summary(manifest: Manifest, output: str) -> Table:
+    """Return what was written: sizes, and what answers will be made with."""
+    shown = Table(title=f"Bundle {output}", title_justify="left", show_header=False)
+    shown.add_column()
+    shown.add_column(justify="right")
+    for name, file in manifest.files.items():
+        shown.add_row(name, f"{file.bytes:,} bytes")
+    shown.add_section()
+    shown.add_row("all files", f"{sum(file.bytes for file in manifest.files.values()):,} bytes")
+    trained = "trained" if manifest.scorer.trained else "untrained: train one with tokprune-train"
+    shown.add_row("scorer", f"{manifest.scorer.kind} ({trained})")
+    for name, value in sorted(manifest.scorer.metrics.items()):
+        shown.add_row(f"  {name}", f"{value:.4g}")
+    shown.add_row("default selector", manifest.default_selector)
+    limits = manifest.limits
+    shown.add_row("prompt", f"at most {limits.max_input_len} rows, vision tokens as kept")
+    shown.add_row("prompt and answer", f"at most {limits.max_kv_len} rows")
+    return shown

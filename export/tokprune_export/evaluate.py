@@ -1,0 +1,190 @@
+"""What pruning does to answers: every selector at every budget, on the same questions.
+
+    python -m tokprune_export.evaluate BUNDLE --split dev --tokens 196 --samples 500 --out DIR
+
+Vision encoder and first layer run once a question; a broken run goes on where it was.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import tyro
+
+import tokprune
+from tokprune import canvas, selection, selectors
+from tokprune.errors import RequestInvalid
+from tokprune.files import atomic_write, sha256_file
+from tokprune.pictures import load_picture
+from tokprune.scenes import Split, suite
+from tokprune_export.answer_cells import Record, Setup, Task, answer_cells, opened, own_scores
+from tokprune_export.checkpoint import open_checkpoint
+from tokprune_export.cli import guarded
+from tokprune_export.evaluation_report import markdown, plot, summarise
+from tokprune_export.examples import read_examples
+from tokprune_export.progress import Counting
+from tokprune_export.teacher import fingerprint
+
+WAITING = 3  # tasks a process has in store
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure what each selector does to a bundle's answers, by type of question."""
+
+    bundle: tyro.conf.Positional[Path]
+    """The folder that tokprune-export wrote."""
+    out: Path
+    """Folder for results.json, results.md, accuracy.png and samples-*.jsonl."""
+    split: Split = "dev"
+    """Drawn scenes: choose settings on "dev", report on "test"."""
+    tokens: int = 196
+    """Vision tokens of a drawn picture."""
+    samples: int = 500
+    """Questions to ask."""
+    data: Path | None = None
+    """Ask these questions (JSON lines, as tokprune-train reads) and no drawn scenes."""
+    paper_scorer: Path | None = None
+    """Another scorer file for this checkpoint, compared with the bundle's own."""
+    oracle: str | None = None
+    """The checkpoint that the bundle was made from: adds the true relevance."""
+    processes: int = 1
+    """Processes of one thread each."""
+
+
+def main() -> None:
+    """Run the evaluation. Exit 2 with one line where the request cannot be met."""
+    options = tyro.cli(EvaluateOptions, prog="tokprune-eval")
+    sys.exit(guarded("tokprune-eval", lambda: run(options)))
+
+
+def run(options: EvaluateOptions) -> None:
+    """Ask, and write results.
+
+    Raises:
+        RequestInvalid: an option makes no sense.
+        BundleInvalid: the bundle is not as it was exported.
+    """
+    if options.samples < 1 or options.processes < 1:
+        raise RequestInvalid("--samples and --processes take 1 or more")
+    setup = Setup(
+        bundle=options.bundle,
+        scorers=() if options.paper_scorer is None else (options.paper_scorer,),
+        oracle=options.oracle,
+    )
+    own = own_scores(opened(setup).vlm)
+    mark = _fingerprint(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"samples-{mark[:12]}.jsonl"
+    records = {record.key: record for record in _read(path)}
+    wanted = [task.key for task in tasks(options)]
+    with path.open("a") as file, Counting("questions", len(wanted)) as counting:
+        counting.advance(sum(key in records for key in wanted))
+        todo = (task for task in tasks(options) if task.key not in records)
+        for record in _answered(setup, todo, options.processes):
+            file.write(msgspec.json.encode(record).decode() + "\n")
+            file.flush()
+            records[record.key] = record
+            counting.advance()
+    facts = {**_facts(options), "fingerprint": mark, "scorer": own}
+    results = summarise([records[key] for key in wanted], setup.shares, own, facts)
+    atomic_write(options.out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    atomic_write(options.out / "results.md", markdown(results).encode())
+    atomic_write(options.out / "accuracy.png", plot(results))
+    print(markdown(results))  # noqa: T201 # the command's output
+
+
+def tasks(options: EvaluateOptions) -> Iterator[Task]:
+    """Yield the questions, each with the next one's words for its shuffled twin."""
+    given = islice(_given(options), options.samples)
+    first = last = next(given, None)
+    if first is None or last is None:
+        raise RequestInvalid("There are no questions to ask")
+    for task in given:
+        yield _with_other(last, task)
+        last = task
+    yield _with_other(last, first)
+
+
+def _with_other(task: Task, other: Task) -> Task:
+    return Task(task.key, task.pictures, task.question, task.answer, task.group, other.question)
+
+
+def _given(options: EvaluateOptions) -> Iterator[Task]:
+    if options.data is None:
+        for sample in suite(options.split, options.samples, tokens=options.tokens):
+            yield Task(
+                sample.key, sample.pictures, sample.question, sample.answer, sample.group, ""
+            )
+        return
+    for example in read_examples(options.data, options.samples):
+        pictures = tuple(load_picture(path) for path in example.pictures)
+        group = example.group or "all"
+        yield Task(str(example.line), pictures, example.question, example.answer, group, "")
+
+
+def _answered(setup: Setup, todo: Iterable[Task], processes: int) -> Iterator[Record]:
+    """Yield records as they come; few tasks are in memory at once."""
+    if processes == 1:
+        yield from (answer_cells(setup, task) for task in todo)
+        return
+    # Forked engines would share thread pools that are not there: start afresh.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        running: set[Future[Record]] = set()
+        for task in todo:
+            running.add(pool.submit(answer_cells, setup, task))
+            if len(running) >= processes * WAITING:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in running)
+
+
+def _read(path: Path) -> Iterator[Record]:
+    """Read what an earlier run left; its last line may be cut off."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield msgspec.json.decode(line, type=Record)
+
+
+def _fingerprint(options: EvaluateOptions) -> str:
+    """Hash what decides an answer: bundle, scorer, checkpoint, data, and the code that selects."""
+    digest = hashlib.sha256(sha256_file(options.bundle / "manifest.json").encode())
+    for path in (options.paper_scorer, options.data):
+        digest.update(b"-" if path is None else sha256_file(path).encode())
+    checkpoint = None if options.oracle is None else open_checkpoint(options.oracle)
+    digest.update(b"-" if checkpoint is None else fingerprint(checkpoint).encode())
+    digest.update(f"{options.split} {options.tokens}".encode())
+    folder = Path(tokprune.__file__).parent
+    sources = [Path(str(module.__file__)) for module in (canvas, selection)]
+    sources += [Path(__file__).with_name("answer_cells.py")]
+    for package in (Path(str(selectors.__file__)).parent, folder / "scenes"):
+        sources += sorted(package.glob("*.py"))
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _facts(options: EvaluateOptions) -> dict[str, str | int]:
+    return {
+        "bundle": options.bundle.name,
+        "questions": f"{options.split} split" if options.data is None else options.data.name,
+        "picture_tokens": options.tokens if options.data is None else "as given",
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "tokprune": "0.1.0",
+    }
+
+
+if __name__ == "__main__":
+    main()

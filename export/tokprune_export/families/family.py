@@ -1,0 +1,43 @@
+"""What the exporter must know of a model family."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from tokprune.families import Span
+from tokprune.types import Array, Feeds
+from tokprune_export.decoder import TextModel
+from tokprune_export.onnx import Source
+
+Config: TypeAlias = Mapping[str, Any]  # a parsed config.json
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A prompt with pictures that no graph was traced with: random patches, random text."""
+
+    name: str
+    ids: Int64[Tensor, " s"]
+    slots: Int64[Tensor, " n"]
+    spans: tuple[Span, ...]  # for the numpy half's positions
+    positions: Int64[Tensor, "p 1 s"]  # what the HF model makes of it
+    next_position: int
+    feeds: tuple[Feeds, ...]  # one run of our vision encoder each
+    inputs: Mapping[str, Tensor]  # what HF's forward and generate take
+
+
+@dataclass(frozen=True)
+class Family:
+    """The torch half of a family. `tokprune.families` has the other half."""
+
+    check: Callable[[Config], None]  # raises ExportRefused for what the graphs would not do
+    load: Callable[[Path, int | None], Any]  # folder, layers to keep -> HF module in float32
+    text: Callable[[Any], TextModel]
+    vision: Callable[[Any], Source]
+    trials: Callable[[Any], Iterator[Trial]]
+    encode: Callable[[Any, Mapping[str, Tensor]], Float[Tensor, "n d"]]  # HF's own, from inputs
+    pack: Callable[[list[Array]], Float[Array, "n d"]]  # our encoder's outputs, in order

@@ -1,0 +1,37 @@
+"""What `tokprune-export` can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tokprune.manifest import Precision
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Export a vision-language model as a bundle of four graphs, and check it against itself."""
+
+    model: tyro.conf.Positional[str]
+    """A folder with a checkpoint in HF format, or a hub id with --revision."""
+    output: tyro.conf.Positional[Path]
+    """The bundle to make. It must not exist."""
+    precision: Precision = "fp32"
+    """Precision of the graphs."""
+    scorer: Path | None = None
+    """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
+    opset: Annotated[int, tyro.conf.arg(metavar="18..22")] = 18
+    """ONNX opset of the graphs; 18 is what every engine reads."""
+    max_input_len: int | None = None
+    """Most prompt rows that enter the LLM, kept vision tokens included (default: max-kv-len)."""
+    max_kv_len: int | None = None
+    """Most rows of prompt and answer (default: the checkpoint's own, at most 4096)."""
+    atol: float = 1e-4
+    """Tolerance of the parity gate: |a - b| <= atol x max(1, max|b|)."""
+    num_decoder_layers: int | None = None
+    """Export the first N decoder layers only: a smoke test, whose answers mean nothing."""
+    revision: str | None = None
+    """Commit hash (40 hex digits) of a hub id."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the checkpoint's own forward runs when the graphs are compared with it."""

@@ -1,0 +1,112 @@
+"""What the manifest says beyond graphs: limits, tokens, source, files; and the embedding table."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from tokprune.files import sha256_file
+from tokprune.loading import open_tokenizer
+from tokprune.manifest import File, Limits, Source, Tokens
+from tokprune_export.chat_template import special_ids
+from tokprune_export.checkpoint import Checkpoint
+from tokprune_export.errors import ExportRefused
+from tokprune_export.options import ExportOptions
+
+DEFAULT_KV_LEN = 4096
+OPSETS = range(18, 23)
+TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
+ROWS = 4096  # of the embedding table, written at once
+
+
+def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
+    """Check the numbers that were asked for."""
+    if options.opset not in OPSETS:
+        raise ExportRefused(f"Got --opset {options.opset}; expected {OPSETS[0]} to {OPSETS[-1]}")
+    if not 0 < options.atol < 1:
+        raise ExportRefused(f"Got --atol {options.atol}; expected a number between 0 and 1")
+    layers = checkpoint.text_config["num_hidden_layers"]
+    if options.num_decoder_layers is not None and not 1 <= options.num_decoder_layers <= layers:
+        raise ExportRefused(
+            f"Got --num-decoder-layers {options.num_decoder_layers}; expected 1 to {layers}"
+        )
+    longest = checkpoint.text_config["max_position_embeddings"]
+    kv_len = min(longest, DEFAULT_KV_LEN) if options.max_kv_len is None else options.max_kv_len
+    input_len = kv_len if options.max_input_len is None else options.max_input_len
+    if not 1 <= input_len <= kv_len <= longest:
+        raise ExportRefused(
+            f"Got --max-input-len {input_len} and --max-kv-len {kv_len}; expected "
+            f"1 <= max-input-len <= max-kv-len <= {longest} (the checkpoint's own bound)"
+        )
+    return Limits(max_input_len=input_len, max_kv_len=kv_len)
+
+
+def tokens(checkpoint: Checkpoint) -> Tokens:
+    """Return the ids that the host must know."""
+    special = special_ids(open_tokenizer(checkpoint.folder))
+    eos = _eos(checkpoint, special)
+    if not eos:
+        raise ExportRefused(
+            f"{checkpoint.folder} names no eos_token_id (generation_config.json, config.json) and "
+            "no eos_token (tokenizer_config.json): add the token that ends an answer"
+        )
+    image = int(checkpoint.config["image_token_id"])
+    return Tokens(image=image, eos=eos, control=sorted(special.values()))
+
+
+def _eos(checkpoint: Checkpoint, special: Mapping[str, int]) -> list[int]:
+    """Return the ids that end an answer, from where transformers looks for them, in its order."""
+    path = checkpoint.folder / "generation_config.json"
+    generation: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    for config in (generation, checkpoint.config, checkpoint.text_config):
+        given = config.get("eos_token_id")
+        if given is not None:
+            return sorted({int(each) for each in (given if isinstance(given, list) else [given])})
+    word = json.loads((checkpoint.folder / "tokenizer_config.json").read_bytes()).get("eos_token")
+    word = str(word.get("content") if isinstance(word, dict) else word)
+    return [special[word]] if word in special else []
+
+
+def source(checkpoint: Checkpoint) -> Source:
+    """Return where the weights came from and what exports them."""
+    return Source(
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        tools={name: version(name) for name in TOOLS},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def tokprune_version() -> str:
+    """Return the version of the installed wheel, or say that there is none."""
+    try:
+        return version("tokprune")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def files(folder: Path) -> dict[str, File]:
+    """Return length and hash of every file below a folder, by its relative name."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): File(path.stat().st_size, sha256_file(path))
+        for path in paths
+    }
+
+
+def write_embeddings(table: Float[Tensor, "vocabulary d"], path: Path) -> None:
+    """Write the table as float32 in numpy's format, a part at a time.
+
+    numpy.save would do, but hides why a write failed (`OSError` without errno on a full disk).
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(table.shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in table.split(ROWS):
+            file.write(part.float().cpu().contiguous().numpy().astype("<f4").data)

@@ -1,0 +1,143 @@
+"""A checkpoint as training sees it: prompts as the device lays them out, answers in torch."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from tokprune.families import FAMILIES as PROCESSORS
+from tokprune.families import Processor
+from tokprune.files import sha256_file
+from tokprune.loading import open_tokenizer
+from tokprune.manifest import Chat, Tokens
+from tokprune.pictures import load_picture
+from tokprune.prompting import Conversation, Picture, Turn, build_prompt
+from tokprune.types import Prepared, Prompt, VisionTokens
+from tokprune_export.chat_template import Template, compile_chat
+from tokprune_export.checkpoint import Checkpoint
+from tokprune_export.decoder import TextModel
+from tokprune_export.examples import Example
+from tokprune_export.families import FAMILIES
+from tokprune_export.records import tokens
+
+PICTURES_IN_MEMORY = 64
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A checkpoint that explains its own answers. Prompts are made as the device makes them."""
+
+    text: TextModel
+    encoder: nn.Module
+    processor: Processor
+    tokenizer: Any
+    chat: Chat
+    tokens: Tokens
+    device: torch.device
+
+
+class Asked(NamedTuple):
+    """A question as the LLM gets it, and its answer."""
+
+    prompt: Prompt
+    vision: VisionTokens
+    text: str  # the known answer
+    answer: Int64[Tensor, " m"]  # its token ids, the end not included
+
+
+def open_teacher(checkpoint: Checkpoint, device: torch.device) -> Teacher:
+    """Load a checkpoint with frozen weights in float32."""
+    family = FAMILIES[checkpoint.family]
+    family.check(checkpoint.config)
+    model = family.load(checkpoint.folder, None).to(device)
+    return Teacher(
+        text=family.text(model),
+        encoder=family.vision(model).module.to(device),
+        processor=PROCESSORS[checkpoint.family].open(checkpoint.folder),
+        tokenizer=open_tokenizer(checkpoint.folder),
+        chat=compile_chat(checkpoint.folder, Template(checkpoint.folder)),
+        tokens=tokens(checkpoint),
+        device=device,
+    )
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Hash all that decides what a checkpoint answers: weights, configuration and tokenizer."""
+    digest = hashlib.sha256()
+    for path in [*checkpoint.text_files, *sorted(checkpoint.folder.glob("*.safetensors"))]:
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def ask_all(teacher: Teacher, examples: Sequence[Example]) -> Iterator[Asked]:
+    """Encode pictures and lay out prompts, each picture once as long as it stays in memory."""
+
+    @lru_cache(maxsize=PICTURES_IN_MEMORY)
+    def encoded(pictures: tuple[Path, ...]) -> tuple[tuple[Prepared, ...], VisionTokens]:
+        prepared = teacher.processor.prepare([load_picture(path) for path in pictures])
+        return prepared, encode(teacher, prepared)
+
+    for example in examples:
+        prepared, vision = encoded(example.pictures)
+        content = (*(Picture(index) for index in range(len(prepared))), example.question)
+        prompt = build_prompt(
+            Conversation((Turn(content),)),
+            prepared,
+            teacher.chat,
+            teacher.tokens,
+            teacher.tokenizer,
+            teacher.processor,
+        )
+        ids = teacher.tokenizer.encode(example.answer.strip(), add_special_tokens=False).ids
+        yield Asked(prompt, vision, example.answer, torch.tensor(ids, dtype=torch.int64))
+
+
+def encode(teacher: Teacher, prepared: Sequence[Prepared]) -> VisionTokens:
+    """Run the vision encoder on all pictures of a prompt."""
+    embeds = []
+    for picture in prepared:
+        outputs = [
+            teacher.encoder(**{k: torch.from_numpy(v).to(teacher.device) for k, v in call.items()})
+            for call in picture.calls
+        ]
+        embeds.append(picture.pack([output.cpu().numpy() for output in outputs]))
+    return VisionTokens(
+        embeds=np.concatenate(embeds),
+        where=np.concatenate([picture.where for picture in prepared]),
+        regions=tuple(region for picture in prepared for region in picture.regions),
+    )
+
+
+@torch.no_grad()
+def greedy(
+    teacher: Teacher, prompt: Prompt, vision: VisionTokens, most: int
+) -> Int64[Tensor, " m"] | None:
+    """Return the greedy answer's ids, its end not included, or None if it has more than `most`."""
+    from transformers import DynamicCache
+
+    table = teacher.text.embeddings
+    embeds: Float[Tensor, "s d"] = table[torch.from_numpy(prompt.ids).to(table.device)]
+    embeds[prompt.slots] = torch.from_numpy(vision.embeds).to(embeds)
+    positions = torch.from_numpy(prompt.positions).to(table.device)
+    cache = DynamicCache(config=teacher.text.model.config)
+    ids: list[int] = []
+    while len(ids) <= most:
+        position_ids = positions[:, None] if len(positions) > 1 else positions
+        hidden = teacher.text.model(
+            inputs_embeds=embeds[None], position_ids=position_ids, past_key_values=cache
+        ).last_hidden_state
+        token = int(teacher.text.head(hidden[:, -1]).argmax())
+        if token in teacher.tokens.eos:
+            return torch.tensor(ids, dtype=torch.int64)
+        embeds = table[[token]]
+        positions = torch.full((len(positions), 1), prompt.next_position + len(ids)).to(positions)
+        ids.append(token)
+    return None

@@ -1,0 +1,131 @@
+"""What a training step minimises, and which questions a model answers exactly."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from cells import CLASSES
+from mixture import CAPTION
+from network import BLOCKED, encode_pictures, run_text
+from rows import IGNORED, Batch, attention_bias
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
+
+from tokprune.scenes import GROUPS
+
+CELL_LABELS = ("shape", "color", "size", "digit")
+CELL_WEIGHTS = (2.0, 1.0, 1.0, 2.0)  # shape and digit are hard
+CELLS_SHARE = 0.5  # of the auxiliary loss beside the questions
+BACKGROUND_WEIGHT = 0.15
+CAPTION_WEIGHT = 0.7
+
+
+def batch_loss(
+    model: Qwen2VLForConditionalGeneration,
+    head: torch.nn.Linear,
+    batch: Batch,
+    *,
+    vision_only: bool,
+    drop: bool,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of one batch, and figures to show."""
+    vision = encode_pictures(model, batch.patches, batch.grid)
+    cells, accuracy = cell_loss(head(vision), batch.cells)
+    values = {"aux": float(cells.detach()), **dict(zip(CELL_LABELS, accuracy, strict=True))}
+    if vision_only:
+        return cells, values
+    logits = answer_logits(model, batch, vision, drop=drop)
+    asked = batch.labels != IGNORED
+    labels = batch.labels[asked]
+    weight = torch.where(batch.groups[asked] == CAPTION, CAPTION_WEIGHT, 1.0)
+    each = F.cross_entropy(logits.float(), labels, reduction="none")
+    answers = (each * weight).sum() / weight.sum()
+    hits = (logits.argmax(-1) == labels).float().mean()
+    values |= {"loss": float(answers.detach()), "hits": float(hits)}
+    return answers + CELLS_SHARE * cells, values
+
+
+def answer_logits(
+    model: Qwen2VLForConditionalGeneration, batch: Batch, vision: Tensor, *, drop: bool
+) -> Tensor:
+    """Logits [m, v] where something is answered, in the order of the batch."""
+    embeds = model.model.language_model.embed_tokens(batch.ids)
+    slots = batch.ids == model.config.image_token_id
+    embeds = embeds.to(vision.dtype).masked_scatter(slots[..., None], vision)
+    bias = attention_bias(batch.segments, BLOCKED)
+    if drop:
+        bias = bias.masked_fill(dropped(batch, slots)[:, None, None], BLOCKED)
+    hidden = run_text(model, embeds, batch.positions, bias)
+    return model.lm_head(hidden[batch.labels != IGNORED])
+
+
+def cell_loss(logits: Tensor, cells: Tensor) -> tuple[Tensor, list[float]]:
+    """Auxiliary loss: what stands in each cell; background counts little."""
+    losses: list[Tensor] = []
+    accuracy: list[float] = []
+    for index, part in enumerate(logits.float().split(CLASSES, -1)):
+        labels = cells[..., index]
+        weight = torch.where(labels > 0, 1.0, BACKGROUND_WEIGHT) * (labels >= 0)
+        each = F.cross_entropy(part.flatten(0, 1), labels.flatten().clamp(min=0), reduction="none")
+        loss = (each.view_as(weight) * weight).sum() / weight.sum().clamp(min=1)
+        losses.append(loss * CELL_WEIGHTS[index])
+        things = labels > 0
+        hits = (part.argmax(-1) == labels)[things].float()
+        accuracy.append(float(hits.mean()) if len(hits) else 1.0)
+    return torch.stack(losses).sum(), accuracy
+
+
+def dropped(batch: Batch, slots: Tensor) -> Tensor:
+    """Vision tokens to hide from the LLM, [b, s]: on 70 % of the rows, half of these biased.
+
+    Even dropout takes U(0, 0.7) of all tokens; biased dropout takes U(0.4, 1) of the background and
+    U(0, 0.15) of the things, so that the model meets every density of background.
+    """
+    rows = len(slots)
+    device = slots.device
+    things = torch.zeros_like(slots).masked_scatter(slots, batch.cells[..., 0].flatten() != 0)
+    active = torch.rand(rows, 1, device=device) < 0.7
+    biased = torch.rand(rows, 1, device=device) < 0.5
+    even = 0.7 * torch.rand(rows, 1, device=device)
+    background = 0.4 + 0.6 * torch.rand(rows, 1, device=device)
+    foreground = 0.15 * torch.rand(rows, 1, device=device)
+    chance = torch.where(biased, torch.where(things, foreground, background), even) * active
+    return slots & (torch.rand(slots.shape, device=device) < chance)
+
+
+@torch.no_grad()
+def question_hits(
+    model: Qwen2VLForConditionalGeneration, batch: Batch
+) -> list[list[tuple[str, bool]]]:
+    """Group of every question of every row, and whether all tokens of the answer are right.
+
+    With the true answers of earlier turns before it, this is what greedy decoding would say.
+    """
+    vision = encode_pictures(model, batch.patches, batch.grid)
+    logits = answer_logits(model, batch, vision, drop=False)
+    asked = batch.labels != IGNORED
+    hits = torch.ones_like(asked)
+    hits[asked] = logits.argmax(-1) == batch.labels[asked]
+    found: list[list[tuple[str, bool]]] = []
+    for row in range(len(hits)):
+        found.append([])
+        for question in range(int(batch.questions[row].max()) + 1):
+            mine = batch.questions[row] == question
+            group = int(batch.groups[row][mine][0])
+            name = "caption" if group == CAPTION else GROUPS[group]
+            found[-1].append((name, bool(hits[row][mine].all())))
+    return found
+
+
+def exact_match(
+    model: Qwen2VLForConditionalGeneration, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Share of questions answered exactly, by group; `all` leaves captions out."""
+    right: dict[str, list[bool]] = {}
+    for batch in batches:
+        for row in question_hits(model, batch):
+            for group, hit in row:
+                right.setdefault(group, []).append(hit)
+    asked = [hit for group, hits in right.items() if group != "caption" for hit in hits]
+    shares = {group: round(sum(hits) / len(hits), 3) for group, hits in sorted(right.items())}
+    return {"all": round(sum(asked) / len(asked), 4), **shares}

@@ -1,0 +1,266 @@
+"""Train the demo Qwen2-VL from nothing on drawn scenes, in one command.
+
+    python samples/scenes/train.py OUTPUT [--preset cpu|gpu] [--plain]
+
+Every step's data is a pure function of (seed, step), so a run that was stopped goes on where its
+last checkpoint stands, by the same command. `cpu` takes about 90 minutes on one core and half of
+another; `gpu`, a larger network, has not been run yet. OUTPUT gets log.jsonl, state.safetensors,
+hf/ (a folder for stock transformers) and curve.png.
+"""
+
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from random import Random
+from typing import Any, Literal
+
+import torch
+import tyro
+from cells import CLASSES, to_patches
+from checkpoint import load_state, save_hf, save_state
+from curve import plot_curve
+from losses import batch_loss, exact_match
+from mixture import make_batch, make_row, to_batch
+from network import SIZES, make_model, normalise, whiten_patches
+from rows import Batch, Writer
+from tokenizer import build_tokenizer
+from torch import Tensor, nn
+from transformers import Qwen2VLForConditionalGeneration
+
+from tokprune.scenes import draw, make_scene
+
+REPORT_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a demo VLM."""
+
+    output: tyro.conf.Positional[Path]
+    """Folder of the run; an unfinished run in it goes on."""
+    preset: Literal["cpu", "gpu"] = "cpu"
+    """Size of the network: cpu (1.8 M parameters) or gpu (larger; on CUDA, larger batches)."""
+    steps: int = 6300
+    """Steps that train everything."""
+    vision_steps: int = 3500
+    """Steps before these that train the vision encoder alone."""
+    lr: float = 2e-3
+    """Highest learning rate."""
+    constant: float = 0.2
+    """Share of the steps before the learning rate falls."""
+    dropout_from: float = 0.45
+    """Share of the steps before vision tokens are dropped."""
+    plain: bool = False
+    """Never drop vision tokens: a model to compare with."""
+    seed: int = 0
+    """Of weights and data."""
+    init: Path | None = None
+    """Start from the weights of this HF folder instead of from nothing."""
+    threads: int = 1
+    """Threads of the training process; one more process draws."""
+    minutes_between: float = 4.0
+    """Time between checkpoints."""
+
+    @property
+    def device(self) -> str:
+        """Where to train."""
+        return "cuda" if self.preset == "gpu" else "cpu"
+
+    @property
+    def batch_factor(self) -> int:
+        """How many times the rows of a CPU batch."""
+        return 4 if self.preset == "gpu" else 1
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.vision_steps + self.steps
+
+    def done(self, step: int) -> float:
+        """Share of the steps that train everything; below 0 before these."""
+        return (step - self.vision_steps) / self.steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate: warm-up, constant, cosine."""
+        rate = self.lr * min(1.0, (step + 1) / 150)
+        if self.done(step) > self.constant:
+            along = (self.done(step) - self.constant) / (1 - self.constant)
+            rate *= max(0.01, 0.5 * (1 + math.cos(math.pi * along)))
+        return rate
+
+
+class Run:
+    """One training run: model, auxiliary head, optimiser, and where it stands."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.tokenizer = build_tokenizer()
+        self.writer = Writer(self.tokenizer)
+        self.model = make_model(SIZES[options.preset], self.tokenizer, options.seed)
+        self.head = nn.Linear(self.model.config.text_config.hidden_size, sum(CLASSES))
+        if options.init:
+            start = Qwen2VLForConditionalGeneration.from_pretrained(options.init)
+            self.model.load_state_dict(start.float().state_dict())
+        else:
+            whiten_patches(self.model, sample_patches())
+        self.model.to(options.device)
+        self.head.to(options.device)
+        self.parameters = dict(self.model.named_parameters())
+        self.parameters |= {f"head.{name}": p for name, p in self.head.named_parameters()}
+        self.optimiser = make_optimiser(self.parameters, options.lr)
+        self.step = 0
+        self.spent = 0.0
+        self._resume()
+
+    def train(self) -> None:
+        """Run to the last step."""
+        options = self.options
+        development = make_development(self.writer)
+        started = time.monotonic() - self.spent
+        saved = time.monotonic()
+        sums: dict[str, float] = {}
+        for batch in batches(options, self.step):
+            values = self._train_step(batch.to(options.device))
+            self.step += 1
+            self.spent = time.monotonic() - started
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value / REPORT_STEPS
+            if self.step % REPORT_STEPS == 0:
+                self._report(sums)
+                sums = {}
+            if time.monotonic() - saved > 60 * options.minutes_between:
+                self._save()
+                if self.step > options.vision_steps:
+                    self._evaluate(development)
+                saved = time.monotonic()
+        self._evaluate(development)
+        self._save()
+        plot_curve(options.output / "log.jsonl", options.output / "curve.png")
+
+    def _train_step(self, batch: Batch) -> dict[str, float]:
+        options = self.options
+        rate = options.rate(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(options.seed * 1_000_003 + self.step)
+        done = options.done(self.step)
+        drop = done >= options.dropout_from and not options.plain
+        with torch.autocast(options.device, torch.bfloat16):
+            loss, values = batch_loss(self.model, self.head, batch, vision_only=done < 0, drop=drop)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+        self.optimiser.step()
+        return {**values, "norm": float(norm), "rate": rate}
+
+    def _evaluate(self, development: dict[str, list[Batch]]) -> None:
+        row: dict[str, Any] = {"step": self.step, "minutes": round(self.spent / 60, 1)}
+        for name, made in development.items():
+            row[name] = exact_match(self.model, [b.to(self.options.device) for b in made])
+        self._log(row)
+
+    def _report(self, sums: dict[str, float]) -> None:
+        left = self.spent / self.step * (self.options.total - self.step)
+        row = {name: round(value, 4) for name, value in sums.items()}
+        minutes, left = round(self.spent / 60, 1), round(left / 60)
+        self._log({"step": self.step, "minutes": minutes, "minutes_left": left, **row})
+
+    def _log(self, row: dict[str, Any]) -> None:
+        print(json.dumps(row), flush=True)
+        with (self.options.output / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        facts = {"step": str(self.step), "spent": str(self.spent)}
+        path = self.options.output / "state.safetensors"
+        save_state(path, facts, self.parameters, self.optimiser)
+        save_hf(self.options.output / "hf", self.model, self.tokenizer)
+
+    def _resume(self) -> None:
+        path = self.options.output / "state.safetensors"
+        if path.exists():
+            facts = load_state(path, self.parameters, self.optimiser)
+            self.step, self.spent = int(facts["step"]), float(facts["spent"])
+            return
+        text = json.dumps(asdict(self.options), default=str)
+        (self.options.output / "options.json").write_text(text + "\n", encoding="utf-8")
+
+
+def make_optimiser(parameters: dict[str, nn.Parameter], lr: float) -> torch.optim.AdamW:
+    """AdamW; matrices decay, biases, norms and embeddings do not."""
+    matrices = [p for n, p in parameters.items() if p.ndim > 1 and "embed_tokens" not in n]
+    others = [p for n, p in parameters.items() if p.ndim == 1 or "embed_tokens" in n]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def sample_patches() -> Tensor:
+    """Patches of drawn pictures, for the whitening."""
+    rng = Random("patches")
+    pictures = [to_patches(draw(make_scene(rng, 4, 4))) for _ in range(500)]
+    return normalise(torch.cat([torch.from_numpy(patches) for patches in pictures]))
+
+
+def batches(options: Options, start: int) -> Iterator[Batch]:
+    """Batches from `start` on, drawn ahead by another process."""
+    context = multiprocessing.get_context("spawn")
+    queue: Queue[Batch] = context.Queue(maxsize=16)  # pyright: ignore[reportAssignmentType]
+    worker = context.Process(target=_draw_batches, args=(queue, options, start), daemon=True)
+    worker.start()
+    try:
+        for _ in range(start, options.total):
+            while True:
+                try:
+                    batch = queue.get(timeout=60)
+                    break
+                except Empty:
+                    if not worker.is_alive():
+                        raise RuntimeError("The process that draws the batches died.") from None
+            yield batch
+    finally:
+        worker.terminate()
+
+
+def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
+    torch.set_num_threads(1)
+    writer = Writer(build_tokenizer())
+    for step in range(start, options.total):
+        done = options.done(step)
+        queue.put(make_batch(writer, options.seed, step, done, factor=options.batch_factor))
+
+
+def make_development(writer: Writer) -> dict[str, list[Batch]]:
+    """A small fixed set by size and layout: layout, grid, batches, rows in each."""
+    sets = {
+        "64": ("plain", (8, 8), 6, 10),
+        "196": ("plain", (14, 14), 12, 8),
+        "talk": ("talk", (8, 8), 3, 8),
+        "several": ("several", (8, 8), 4, 6),
+        "first": ("first", (8, 8), 4, 16),
+        "later": ("later", (8, 8), 4, 6),
+    }
+    made: dict[str, list[Batch]] = {}
+    for name, (layout, grid, count, rows) in sets.items():
+        rng = Random(f"development/{name}")
+        made[name] = [
+            to_batch(writer, [make_row(rng, grid, layout) for _ in range(rows)])
+            for _ in range(count)
+        ]
+    return made
+
+
+def main() -> None:
+    """Train."""
+    options = tyro.cli(Options)
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    Run(options).train()
+
+
+if __name__ == "__main__":
+    main()

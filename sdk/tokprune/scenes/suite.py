@@ -1,0 +1,147 @@
+"""Held-out questions about drawn pictures, the same on every machine."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+from jaxtyping import UInt8
+from PIL import Image
+
+from tokprune.errors import RequestInvalid
+from tokprune.scenes.drawing import draw
+from tokprune.scenes.questions import MAKERS, Question, ask, compare
+from tokprune.scenes.scene import Scene, make_scene
+from tokprune.types import Array
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+GROUPS = (*MAKERS, "compare")
+GRIDS = (
+    (8, 8),
+    (8, 8),
+    (8, 12),
+    (12, 8),
+    (10, 10),
+    (14, 14),
+    (14, 14),
+    (14, 14),
+    (12, 16),
+    (16, 13),
+)
+GRIDS_OF = {64: (8, 8), 96: (8, 12), 100: (10, 10), 144: (12, 12), 196: (14, 14), 256: (16, 16),
+            400: (20, 20)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one or two drawn pictures."""
+
+    key: str  # stable: "test/196/000123/2"
+    pictures: tuple[UInt8[Array, "h w 3"], ...]
+    question: str
+    answer: str
+    group: str
+
+
+def suite(
+    split: Split,
+    scenes: int,
+    *,
+    tokens: int | None = None,
+    questions: int = 1,
+    groups: Sequence[str] = GROUPS,
+) -> Iterator[Sample]:
+    """Yield questions about the first `scenes` scenes of a split.
+
+    Scene i depends on (split, i, tokens) alone. The groups take turns from scene to scene.
+
+    Args:
+        split: "train", "dev" or "test"; they share no scene.
+        scenes: how many.
+        tokens: vision tokens of a picture; None mixes 64 to 208. A `compare` question shows two
+            pictures that together have about as many.
+        questions: how many a scene; fewer where a scene allows no more.
+        groups: types of question.
+
+    Raises:
+        RequestInvalid: a split, group or number of tokens is unknown.
+    """
+    _check(split, tokens, groups)
+    for number in range(scenes):
+        rng = Random(f"{split}/{tokens}/{number}")
+        grid = GRIDS_OF[tokens] if tokens else rng.choice(GRIDS)
+        turned = [groups[(number * questions + turn) % len(groups)] for turn in range(len(groups))]
+        made = _scene_questions(rng, grid, turned, questions)
+        for index, (pictures, question) in enumerate(made):
+            yield Sample(
+                key=f"{split}/{tokens or 'mixed'}/{number:06d}/{index}",
+                pictures=tuple(draw(scene) for scene in pictures),
+                question=question.text,
+                answer=question.answer,
+                group=question.group,
+            )
+
+
+def _check(split: str, tokens: int | None, groups: Sequence[str]) -> None:
+    if split not in SPLITS:
+        raise RequestInvalid(f"Unknown split {split!r}. Known: {', '.join(SPLITS)}")
+    if tokens is not None and tokens not in GRIDS_OF:
+        sizes = ", ".join(map(str, GRIDS_OF))
+        raise RequestInvalid(f"No grid of {tokens} vision tokens. Known: {sizes}")
+    unknown = [group for group in groups if group not in GROUPS]
+    if unknown or not groups:
+        raise RequestInvalid(f"Unknown groups {unknown}. Known: {', '.join(GROUPS)}")
+
+
+def _scene_questions(
+    rng: Random, grid: tuple[int, int], groups: Sequence[str], count: int
+) -> list[tuple[tuple[Scene, ...], Question]]:
+    """Make a scene and its questions; a scene that allows none is made again."""
+    made: list[tuple[tuple[Scene, ...], Question]] = []
+    while not made:
+        scene = make_scene(rng, *grid)
+        if not scene.things:
+            continue
+        for group in groups:
+            if len(made) == count:
+                break
+            if group == "compare":
+                pair = _pair(rng, grid)
+                question = compare(rng, pair)
+                made += [(pair, question)] if question else []
+            else:
+                made += [((scene,), question) for question in ask(rng, scene, (group,), 1)]
+    return made
+
+
+def _pair(rng: Random, grid: tuple[int, int]) -> tuple[Scene, Scene]:
+    """Two pictures that together have about as many tokens as the grid."""
+    rows, columns = (max(4, round(side * 0.72)) for side in grid)
+    first = make_scene(rng, rows, columns)
+    return first, make_companion(rng, first)
+
+
+def make_companion(rng: Random, scene: Scene) -> Scene:
+    """Another picture of the same size in which one or two of the things occur again."""
+    count = min(len(scene.things), rng.randint(1, 2))
+    return make_scene(rng, scene.rows, scene.columns, rng.sample(scene.things, count))
+
+
+def write(folder: Path, samples: Iterable[Sample]) -> Path:
+    """Write pictures as PNG and questions as `data.jsonl`, the input of tokprune-train."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    target = folder / "data.jsonl"
+    with target.open("w", encoding="utf-8") as lines:
+        for sample in samples:
+            names: list[str] = []
+            for index, picture in enumerate(sample.pictures):
+                name = f"pictures/{sample.key.replace('/', '-')}-{index}.png"
+                Image.fromarray(picture).save(folder / name)
+                names.append(name)
+            image = {"image": names[0]} if len(names) == 1 else {"images": names}
+            row = {**image, "question": sample.question, "answer": sample.answer}
+            lines.write(json.dumps({**row, "group": sample.group}) + "\n")
+    return target

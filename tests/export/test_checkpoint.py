@@ -1,0 +1,228 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tokprune_export.checkpoint import Checkpoint, open_checkpoint
+from tokprune_export.errors import ExportRefused
+
+CONFIG = {
+    "model_type": "qwen2_vl",
+    "text_config": {
+        "hidden_size": 8,
+        "max_position_embeddings": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "vocab_size": 16,
+    },
+}
+SHAPES = {
+    "model.embed_tokens.weight": [16, 8],
+    "model.layers.0.mlp.weight": [8, 8],
+    "model.layers.2.mlp.weight": [8, 4],
+    "visual.blocks.2.weight": [5],
+}
+
+
+def safetensors(shapes: dict[str, list[int]]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, size = end, 4
+        for axis in shape:
+            size *= axis
+        end = start + size
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + bytes(end)
+
+
+def checkpoint(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(safetensors(SHAPES))
+    return folder
+
+
+def test_a_folder_is_known_from_its_headers_alone(tmp_path: Path) -> None:
+    found = open_checkpoint(str(checkpoint(tmp_path / "model")))
+    assert (found.name, found.revision, found.family) == ("model", None, "qwen2_vl")
+    assert found.parameters() == 16 * 8 + 64 + 32 + 5
+    assert found.parameters(layers=1) == 16 * 8 + 64 + 5
+
+
+def test_shards_are_found_through_their_index(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(SHAPES, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = open_checkpoint(str(folder))
+    assert found.parameters() == 16 * 8 + 64 + 32 + 5
+    assert "model.safetensors.index.json" not in {path.name for path in found.text_files}
+
+
+def test_only_text_goes_into_the_bundle(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    for name in ("chat_template.jinja", "merges.txt", "modeling.py", "README.md", "weights.bin"):
+        (folder / name).write_text("")
+    assert [path.name for path in open_checkpoint(str(folder)).text_files] == [
+        "chat_template.jinja",
+        "config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def rewrite(folder: Path, name: str, change: str | bytes | None) -> None:
+    if change is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(change if isinstance(change, bytes) else change.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", None, r"There is no .*config\.json: MODEL is a folder"),
+        ("config.json", "{", r"config\.json is not JSON"),
+        ("config.json", "[]", r"config\.json holds no JSON object"),
+        (
+            "config.json",
+            '{"model_type": "qwen2_vlm"}',
+            r"Did you mean 'qwen2_vl'\? Known: qwen2_vl",
+        ),
+        ("config.json", '{"model_type": "qwen2_vl"}', r"lacks hidden_size, max_position"),
+        ("config.json", "{}", r"Unknown model_type 'None'\. Known:"),
+        ("tokenizer.json", None, r"has no tokenizer\.json: get the whole checkpoint"),
+        ("preprocessor_config.json", None, r"has no preprocessor_config\.json"),
+        ("model.safetensors", None, r"has no model\.safetensors: get the weights in safetensors"),
+        ("model.safetensors", safetensors(SHAPES)[:-1], r"has 1\d+ bytes and should have 1\d+"),
+        ("model.safetensors", b"", r"is no safetensors file, or is damaged"),
+        ("model.safetensors", b"\xff" * 64, r"damaged: a header of \d+ bytes"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]", r"is no safetensors file"),
+        ("model.safetensors.index.json", "{}", r"names no weights"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "../a.safetensors"}}',
+            r"names '\.\./a\.safetensors', which is outside of the folder",
+        ),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "a.safetensors"}}',
+            r"There is no .*a\.safetensors: get the whole checkpoint",
+        ),
+    ],
+)
+def test_what_is_missing_or_damaged_is_said(
+    tmp_path: Path, name: str, change: str | bytes | None, message: str
+) -> None:
+    folder = checkpoint(tmp_path / "model")
+    rewrite(folder, name, change)
+    with pytest.raises(ExportRefused, match=message):
+        open_checkpoint(str(folder))
+
+
+def test_a_pickle_is_named_and_never_opened(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ExportRefused, match=r"pytorch_model\.bin is a pickle, which can run code"):
+        open_checkpoint(str(folder))
+
+
+def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", quantization_config={"quant_method": "awq"})
+    with pytest.raises(ExportRefused, match="is quantised already"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "message"),
+    [
+        ("no-such-folder", None, r"There is no folder no-such-folder, and it is no hub id"),
+        ("/no/such/folder", None, r"it is no hub id \(owner/name\)"),
+        ("owner/name", None, r"git ls-remote https://huggingface\.co/owner/name HEAD"),
+        ("owner/name", "main", r"needs the commit hash that you trust, got --revision main"),
+        ("owner/name", "A" * 40, r"needs the commit hash"),
+    ],
+)
+def test_a_model_that_is_not_here_needs_an_id_and_a_commit(
+    model: str, revision: str | None, message: str
+) -> None:
+    with pytest.raises(ExportRefused, match=message):
+        open_checkpoint(model, revision)
+
+
+def test_a_folder_takes_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(ExportRefused, match="--revision is for hub ids"):
+        open_checkpoint(str(checkpoint(tmp_path / "model")), "0" * 40)
+
+
+def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ExportRefused, match="is a file; MODEL is a folder"):
+        open_checkpoint(str(tmp_path / "model.gguf"))
+
+
+class Hub:
+    """Stands for huggingface_hub: what was asked for, and files of a made-up repository."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path, *, weight_bytes: int) -> None:
+        hub = pytest.importorskip("huggingface_hub")
+        self.patterns: list[list[str]] = []
+        self.weight_bytes = weight_bytes
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        monkeypatch.setattr(hub, "snapshot_download", self.snapshot_download)
+        monkeypatch.setattr(hub, "HfApi", lambda: self)
+
+    def snapshot_download(
+        self, repo_id: str, revision: str, local_dir: Path, allow_patterns: list[str]
+    ) -> None:
+        assert (repo_id, revision) == ("owner/name", "0" * 40)
+        self.patterns.append(allow_patterns)
+        local_dir.mkdir(parents=True, exist_ok=True)
+        if "*.json" in allow_patterns:
+            checkpoint(local_dir)
+            (local_dir / "model.safetensors").unlink()
+        else:
+            (local_dir / "model.safetensors").write_bytes(safetensors(SHAPES))
+
+    def model_info(self, *_: object, **__: object) -> SimpleNamespace:
+        file = SimpleNamespace(rfilename="model.safetensors", size=self.weight_bytes)
+        return SimpleNamespace(siblings=[file])
+
+
+def test_a_hub_id_is_downloaded_at_its_commit_as_text_and_safetensors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = Hub(monkeypatch, tmp_path, weight_bytes=900)
+    found: Checkpoint = open_checkpoint("owner/name", "0" * 40)
+    assert (found.name, found.revision) == ("owner/name", "0" * 40)
+    assert found.folder == tmp_path / "tokprune/checkpoints/owner--name" / ("0" * 40)
+    assert hub.patterns == [["*.json", "*.txt", "*.jinja"], ["*.safetensors"]]
+
+
+def test_weights_that_do_not_fit_are_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = Hub(monkeypatch, tmp_path, weight_bytes=10**15)
+    with pytest.raises(ExportRefused, match=f"the weights take {10**15} bytes, .* are free"):
+        open_checkpoint("owner/name", "0" * 40)
+    assert hub.patterns == [["*.json", "*.txt", "*.jinja"]]
+
+
+def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = Hub(monkeypatch, tmp_path, weight_bytes=0)
+
+    def fail(**_: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    hub.snapshot_download = fail
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ExportRefused, match=r"Cannot download owner/name at 0+: Name or service"):
+        open_checkpoint("owner/name", "0" * 40)

@@ -1,0 +1,135 @@
+"""Training of the scorer networks: batches, targets, figures."""
+
+import numpy as np
+import pytest
+import torch
+from grids import vision_tokens
+
+from tokprune.canvas import canvas
+from tokprune_export.label_cache import Label
+from tokprune_export.scorer_training import (
+    Recipe,
+    attention_scores,
+    batched_logits,
+    collate,
+    divergence,
+    network_of,
+    pair_of,
+    predictions,
+    quality,
+    recall,
+    spearman,
+    split,
+    target_of,
+    train,
+)
+
+pytestmark = pytest.mark.torch
+CPU = torch.device("cpu")
+HEADS = 2
+
+
+def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
+    """A label whose relevance is the square of the mean attention."""
+    vision = vision_tokens(*grids)
+    index, cells = canvas(vision.where, vision.regions)
+    random = np.random.default_rng(seed)
+    scores = random.dirichlet(np.full(len(cells), 0.3))
+    attention = np.tile(scores, (HEADS, rows, 1)).astype(np.float16)
+    return Label(
+        attention=torch.from_numpy(attention),
+        question=torch.arange(rows) < 4,
+        index=torch.from_numpy(index.astype(np.int32)),
+        cells=torch.from_numpy(cells.astype(np.int32)),
+        relevance=torch.from_numpy((scores**2).astype(np.float32)),
+    )
+
+
+@pytest.mark.parametrize("arch", ["paper", "grid"])
+def test_a_batch_gives_what_each_sample_gives_alone(arch: str) -> None:
+    network = network_of(arch, HEADS, 0)
+    labels = [label((4, 5)), label((2, 9), (6, 3), seed=1), label((1, 1), seed=2)]
+    pairs = [pair_of(network, each, CPU) for each in labels]
+    with torch.no_grad():
+        batched = batched_logits(network, collate(pairs))
+        for row, pair in zip(batched, pairs, strict=True):
+            alone = batched_logits(network, collate([pair]))[0]
+            torch.testing.assert_close(row[: len(alone)], alone, rtol=1e-4, atol=1e-5)
+            assert (row[len(alone) :] == float("-inf")).all()
+
+
+@pytest.mark.parametrize("arch", ["paper", "grid"])
+def test_training_sees_what_the_graph_will_see(arch: str) -> None:
+    network = network_of(arch, HEADS, 0)
+    given = label((2, 9), (6, 3))
+    (predicted,) = predictions(network, [pair_of(network, given, CPU)])
+    with torch.no_grad():
+        graph = network(
+            given.attention.float(), given.question, given.index.long(), given.cells.long()
+        )
+    np.testing.assert_allclose(predicted, graph, rtol=2e-3)  # features are kept in half precision
+
+
+@pytest.mark.parametrize("arch", ["paper", "grid"])
+def test_training_is_deterministic_and_learns(arch: str) -> None:
+    labels = [label((5, 5), seed=seed) for seed in range(48)]
+    recipe = Recipe(8, 16, 3e-3, 0.0, "cosine")
+    runs = []
+    for _ in range(2):
+        network = network_of(arch, HEADS, 3)
+        pairs = [pair_of(network, each, CPU) for each in labels]
+        losses: list[float] = []
+        train(network, pairs, recipe, 3, lambda _, loss, to=losses: to.append(loss))
+        runs.append((losses, [value.clone() for value in network.parameters()]))
+    (losses, weights), (again, others) = runs
+    assert losses == again
+    assert all(map(torch.equal, weights, others))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_target_is_the_upper_half_of_the_relevance() -> None:
+    target = target_of(torch.tensor([4.0, 1.0, 0.0, 6.0, 2.0]))
+    torch.testing.assert_close(target, torch.tensor([4.0, 0, 0, 6, 2]) / 12)
+    torch.testing.assert_close(target_of(torch.zeros(4)), torch.zeros(4))
+
+
+def test_the_loss_is_the_divergence_of_the_prediction_from_the_target() -> None:
+    network = network_of("paper", HEADS, 0)
+    batch = collate([pair_of(network, label((2, 3)), CPU), pair_of(network, label((2, 2)), CPU)])
+    exact = batch.target.log().clamp(min=-99).masked_fill(~batch.slots, float("-inf"))
+    torch.testing.assert_close(divergence(exact, batch), torch.zeros(2), rtol=0, atol=1e-6)
+    flat = torch.zeros(2, 6).masked_fill(~batch.slots, float("-inf"))
+    some = batch.target[1][batch.target[1] > 0]
+    assert divergence(flat, batch)[1] == pytest.approx(float((some * (some * 4).log()).sum()))
+
+
+def test_figures_are_those_of_their_definitions() -> None:
+    oracle = np.array([5.0, 4, 3, 2, 1, 0, 0, 0])
+    assert recall(oracle * 3, oracle, 0.5) == 1
+    assert recall(np.array([9.0, 0, 0, 0, 8, 7, 6, 0]), oracle, 0.5) == 0.25
+    assert recall(np.array([0, 9.0, 0, 0, 8, 7, 6, 0]), oracle, 0.25) == 0.5
+    assert spearman(oracle, oracle**2) == pytest.approx(1)
+    assert spearman(oracle, -oracle) == pytest.approx(-1)
+    assert spearman(np.ones(8), oracle) == 0
+    # ranks 1.5 1.5 3 against 1 2 3: 1.5 / sqrt(1.5 x 2)
+    assert spearman(np.array([1.0, 1, 2]), np.array([1.0, 2, 3])) == pytest.approx(0.75**0.5)
+
+
+def test_attention_that_ranks_like_the_label_has_full_recall() -> None:
+    labels = [label((4, 4), seed=seed) for seed in range(3)]
+    row = quality([attention_scores(each) for each in labels], labels)
+    assert (row.recall_at_50, row.recall_at_25, row.samples) == (1, 1, 3)
+    assert row.spearman == pytest.approx(1, abs=1e-3)
+    assert row.kl > 0
+
+
+def test_samples_that_share_a_picture_stay_on_one_side() -> None:
+    pictures = [[f"p{i}"] for i in range(30) for _ in range(3)]
+    pictures += [["p0", "p1"], ["p1", "p2"], ["alone"]]
+    training, held = split(pictures, seed=5)
+    assert sorted(training + held) == list(range(len(pictures)))
+    assert held
+    sides = [{name for i in side for name in pictures[i]} for side in (training, held)]
+    assert not sides[0] & sides[1]
+    assert split(pictures, seed=5) == (training, held)
+    assert split(pictures, seed=6) != (training, held)

@@ -1,0 +1,200 @@
+"""The scorer networks, their ONNX graphs and their files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from grids import first_layer, vision_tokens
+from onnxruntime import InferenceSession
+from safetensors.torch import load_file, save_file
+
+from tokprune.canvas import canvas
+from tokprune.errors import RequestInvalid
+from tokprune.selectors.baselines import mean_attention
+from tokprune_export import graphs, onnx
+from tokprune_export.scorers import (
+    TEXT_ROWS,
+    AttentionMean,
+    GridScorer,
+    PaperScorer,
+    Scorer,
+    load_scorer,
+    save_scorer,
+)
+
+pytestmark = pytest.mark.torch
+HEADS = 3
+NETWORKS = {"attention": AttentionMean, "paper": PaperScorer, "grid": lambda: GridScorer(HEADS)}
+
+
+def inputs(
+    *grids: tuple[int, int], rows: int = 9, seed: int = 0, bigger: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """Random attention over pictures, on a canvas with `bigger` more rows and columns."""
+    vision = vision_tokens(*grids)
+    index, cells = canvas(vision.where, vision.regions)
+    layers, high, wide = index.shape
+    wider = np.full((layers, high + bigger, wide + bigger), -1)
+    wider[:, :high, :wide] = index
+    layer, cell = np.divmod(cells, high * wide)
+    row, column = np.divmod(cell, wide)
+    cells = (layer * (high + bigger) + row) * (wide + bigger) + column
+    random = np.random.default_rng(seed)
+    attention = random.dirichlet(np.ones(len(cells) + 1), (HEADS, rows))[..., :-1]
+    question = np.arange(rows) % 3 == 1
+    return (
+        torch.from_numpy(attention.astype(np.float32)),
+        torch.from_numpy(question),
+        torch.from_numpy(wider),
+        torch.from_numpy(cells),
+    )
+
+
+def made(kind: str) -> AttentionMean | PaperScorer | GridScorer:
+    torch.manual_seed(1)
+    return NETWORKS[kind]().eval()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
+    kind: str, tmp_path: Path
+) -> None:
+    network = made(kind)
+    onnx.save(onnx.trace(graphs.scorer(network, HEADS), 18), tmp_path / "scorer.onnx")
+    session = InferenceSession(tmp_path / "scorer.onnx")
+    declared = [port.name for port in session.get_inputs()]
+    for grids, rows in (
+        (((14, 14),), 30),
+        (((1, 1),), 1),
+        (((1, 1), (1, 1)), 2),
+        (((8, 3), (2, 7), (5, 5)), 25),
+        (((1, 9),), TEXT_ROWS),
+    ):
+        given = inputs(*grids, rows=rows)
+        names = ("attention", "question", "index", "cells")
+        feeds = {k: v.numpy() for k, v in zip(names, given, strict=True) if k in declared}
+        with torch.no_grad():
+            expected = network(*given).numpy()
+        (got,) = session.run(None, feeds)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+        assert got.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_without_a_marked_question_all_rows_count(kind: str) -> None:
+    attention, question, index, cells = inputs((4, 5))
+    network = made(kind)
+    with torch.no_grad():
+        none = network(attention, torch.zeros_like(question), index, cells)
+        every = network(attention, torch.ones_like(question), index, cells)
+    torch.testing.assert_close(none, every)
+
+
+def test_the_mean_is_the_attention_selectors_own() -> None:
+    vision = vision_tokens((3, 4))
+    first = first_layer(vision, np.random.default_rng(0).random(12))
+    given = (torch.from_numpy(first.attention), torch.from_numpy(first.question))
+    empty = torch.zeros(0, dtype=torch.int64)
+    np.testing.assert_allclose(
+        AttentionMean()(*given, empty, empty), mean_attention(first), rtol=1e-6
+    )
+
+
+def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas() -> None:
+    network = made("grid")
+    with torch.no_grad():
+        alone = network(*inputs((4, 5)))
+        torch.testing.assert_close(network(*inputs((4, 5), bigger=3)), alone)
+
+
+def test_a_picture_does_not_see_its_neighbour() -> None:
+    network = made("grid")
+    attention, _, index, cells = inputs((3, 3), (4, 2))
+    with torch.no_grad():
+        before = network.logits(network.features(attention, None), index, cells)
+        attention[:, :, 9:] += 0.1
+        after = network.logits(network.features(attention, None), index, cells)
+    assert torch.equal(before[:9], after[:9])
+    assert not torch.isclose(before[9:], after[9:]).any()
+
+
+def test_newline_tokens_have_no_cell_and_no_relevance() -> None:
+    attention, question, index, _ = inputs((2, 2), rows=4)
+    attention = torch.cat([attention, attention[:, :, :2]], dim=2)
+    cells = torch.tensor([0, 1, 2, 3, 0, 0])
+    with torch.no_grad():
+        relevance = made("grid")(attention, question, index, cells)
+    assert relevance[4:].tolist() == [0, 0]
+    assert relevance[:4].min() > 0
+
+
+def test_rows_before_the_last_twenty_do_not_count() -> None:
+    attention, question, index, cells = inputs((3, 4), rows=TEXT_ROWS + 2)
+    network = made("grid")
+    with torch.no_grad():
+        expected = network(attention[:, 2:], question[2:], index, cells)
+        torch.testing.assert_close(network(attention, question, index, cells), expected)
+
+
+def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() -> None:
+    network = made("paper")
+    assert 0.17e6 < sum(value.numel() for value in network.parameters()) < 0.19e6
+    attention, *rest = inputs((5, 6))
+    with torch.no_grad():
+        torch.testing.assert_close(network(attention / 50, *rest), network(attention, *rest))
+
+
+@pytest.mark.parametrize("kind", ["paper", "grid"])
+def test_a_scorer_file_reads_back_as_it_was_written(kind: str, tmp_path: Path) -> None:
+    scorer = Scorer(made(kind), kind, {"recall_at_25": 0.5, "samples": 7.0})
+    save_scorer(tmp_path / "scorer.safetensors", scorer, HEADS, {"model": "demo"})
+    again = load_scorer(tmp_path / "scorer.safetensors", HEADS)
+    assert (again.kind, again.metrics, again.trained) == (kind, scorer.metrics, True)
+    given = inputs((4, 5))
+    with torch.no_grad():
+        assert torch.equal(again.network(*given), scorer.network(*given))
+
+
+def test_no_file_gives_the_mean_attention() -> None:
+    scorer = load_scorer(None, HEADS)
+    assert (scorer.kind, scorer.metrics, scorer.trained) == ("attention", {}, False)
+
+
+GOOD = {"format": "tokprune-scorer", "version": "1", "kind": "grid", "heads": "3", "metrics": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is not a scorer file"),
+        ({"version": "2"}, "scorer version '2', this tokprune reads '1'"),
+        ({"heads": "8"}, "trained for 8 attention heads, the checkpoint's LLM has 3"),
+        ({"kind": "gird"}, "unknown kind 'gird'"),
+        ({"kind": "paper"}, "does not hold the weights of its kind: depthwise"),
+        ({"metrics": "[1]"}, "no readable `metrics`"),
+    ],
+)
+def test_wrong_metadata_is_an_error_that_says_what(
+    change: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "scorer.safetensors"
+    save_file(made("grid").state_dict(), path, metadata={**GOOD, **change})
+    with pytest.raises(RequestInvalid, match=message):
+        load_scorer(path, HEADS)
+
+
+def test_damaged_and_missing_files_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "scorer.safetensors"
+    with pytest.raises(RequestInvalid, match="There is no scorer file"):
+        load_scorer(path, HEADS)
+    path.write_text(json.dumps({"not": "tensors"}))
+    with pytest.raises(RequestInvalid, match="is not a safetensors file"):
+        load_scorer(path, HEADS)
+    save_file(made("grid").state_dict(), path, metadata=GOOD)
+    weights = load_file(path)
+    weights["readout.bias"][0] = float("nan")
+    save_file(weights, path, metadata=GOOD)
+    with pytest.raises(RequestInvalid, match=r"readout\.bias missing, unexpected, of the wrong"):
+        load_scorer(path, HEADS)
