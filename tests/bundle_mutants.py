@@ -1,9 +1,10 @@
 """Broken and hostile bundles by the thousand.
 
-Run as a program: `bundle_mutants.py FOLDER CHUNK COUNT` makes COUNT mutants of a small bundle,
-opens each as `tokprune.load` would, and prints as JSON what happened. A mutant is either *changed*
-(bytes differ from what the exporter hashed) or *forged* (hashed and sealed anew, as an attacker
-would): the first kind must always be refused; so must the second where it names a file outside.
+Run as a program: `bundle_mutants.py FOLDER CHUNK COUNT [BUNDLE]` makes COUNT mutants of a small
+bundle, or of BUNDLE, opens each as `tokprune.load` would, and prints as JSON what happened. A
+mutant is either *changed* (bytes differ from what the exporter hashed) or *forged* (hashed and
+sealed anew, as an attacker would): the first kind must always be refused; so must the second where
+it names a file outside.
 """
 
 import json
@@ -205,11 +206,13 @@ MUTATIONS: list[tuple[Mutation, int]] = [
 ]
 
 
-def main(folder: Path, chunk: int, count: int) -> dict[str, Any]:
+def main(folder: Path, chunk: int, count: int, original: Path | None) -> dict[str, Any]:
     """Try this chunk's mutants."""
     folder.mkdir(parents=True, exist_ok=True)
-    original, mutant = folder / "original", folder / "mutant"
-    small_bundle.write(original)
+    mutant = folder / "mutant"
+    if original is None:
+        original = folder / "original"
+        small_bundle.write(original)
     (folder / "outside").write_bytes(bytes(4096))
     mutations, weights = zip(*MUTATIONS, strict=True)
 
@@ -240,4 +243,6 @@ def _names(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))) + "\n")
+    place, part, size, *given = sys.argv[1:]
+    result = main(Path(place), int(part), int(size), Path(given[0]) if given else None)
+    sys.stdout.write(json.dumps(result) + "\n")

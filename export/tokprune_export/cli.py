@@ -40,6 +40,10 @@ def guarded(name: str, command: Callable[[], None]) -> int:
     except (TokpruneError, OSError) as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return REFUSED
+    except ModuleNotFoundError as error:
+        hint = "pip install 'tokprune[export]'; a torchvision that does not fit torch breaks it too"
+        print(f"{name}: {' '.join(str(error).split())} ({hint})", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print(f"{name}: interrupted, nothing was left behind", file=sys.stderr)
         return INTERRUPTED

@@ -75,11 +75,8 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
     yield from _scorer(bench, scorer)
     alone: dict[str, Array] = {}
     for form in bench.graphs.llm:
-        graph = bench.open(form.graph)
-        logits = [run_llm(graph, form, call, call.embeds) for one in expected for call in one.calls]
-        yield from _alone(bench, form, expected, logits)
-        alone[form.form] = np.concatenate(logits)
-        yield from _end_to_end(bench, graph, form, expected, vision)
+        rows, alone[form.form] = _llm(bench, form, expected, vision)
+        yield from rows
     if len(alone) > 1:
         ours, oracle = alone["ort"], alone["portable"]
         yield compare("llm", "ort", "against portable", ours, oracle, FORMS_TOLERANCE)
@@ -200,12 +197,18 @@ def scorer_feeds(
     }
 
 
-def _alone(
-    bench: Bench, form: LlmForm, expected: Sequence[Expected], logits: Sequence[Array]
-) -> Iterator[Row]:
+def _llm(
+    bench: Bench, form: LlmForm, expected: Sequence[Expected], vision: Sequence[Array]
+) -> tuple[list[Row], Array]:
+    """Compare one form, and return its logits too. Its engine is gone before the next one opens."""
+    graph = bench.open(form.graph)
     calls = [call for one in expected for call in one.calls]
-    for call, ours in zip(calls, logits, strict=True):
-        yield compare("llm", form.form, call.name, ours, call.logits, bench.atol)
+    logits = [run_llm(graph, form, call, call.embeds) for call in calls]
+    rows = [
+        compare("llm", form.form, call.name, ours, call.logits, bench.atol)
+        for call, ours in zip(calls, logits, strict=True)
+    ]
+    return rows + list(_end_to_end(bench, graph, form, expected, vision)), np.concatenate(logits)
 
 
 def _end_to_end(

@@ -1,15 +1,22 @@
 """ONNX Runtime engine."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
 
 from tokprune_runtimes.graph import Array, Carry, Feeds
 
+# From 1.29 on, ONNX Runtime's Linux wheels send events to Microsoft and keep a device id in the
+# user's cache, unless this is set before the first import (microsoft/onnxruntime#27379, #29843).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort  # noqa: E402  # pyright: ignore[reportMissingTypeStubs]
+
 _onnxruntime: Any = ort  # partly untyped
+_onnxruntime.disable_telemetry_events()  # for a program that had imported it before
 
 
 class OrtGraph:

@@ -139,7 +139,8 @@ def write_card(
 
 
 def _architecture(model: Qwen2VLForConditionalGeneration) -> dict[str, Any]:
-    text, vision = model.config.text_config, model.config.vision_config
+    text: Any = model.config.text_config
+    vision: Any = model.config.vision_config
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "vision": f"{vision.depth} layers x {vision.embed_dim}, {vision.num_heads} heads",
@@ -166,6 +167,7 @@ def _groups(mixed: Mapping[str, Tally], fixed: Mapping[str, Tally]) -> str:
         f"| {name} | {tally.share:.1%} of {tally.asked} | "
         f"{fixed[name].share:.1%} of {fixed[name].asked} |"
         for name, tally in mixed.items()
+        if name in fixed
     )
 
 

@@ -55,7 +55,8 @@ def save_hf(
     fresh = Qwen2VLForConditionalGeneration(model.config)  # saves the names of real checkpoints
     fresh.load_state_dict(model.state_dict())
     fresh.generation_config.do_sample = False
-    fresh.to(torch.bfloat16).save_pretrained(folder)
+    torch.nn.Module.to(fresh, torch.bfloat16)
+    fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _simplify(folder / "tokenizer_config.json")
     images = Qwen2VLImageProcessorPil(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Options:
     """Folder of the training: its log goes into the card."""
     scenes: int = 2000
     """Test scenes of mixed sizes."""
-    scenes_each: int = 500
+    scenes_each: int = 400
     """Test scenes of each single size."""
     generated: int = 150
     """Questions that stock transformers answers by generate()."""
@@ -123,7 +124,9 @@ class Stock:
     """The checkpoint as stock transformers runs it: chat template, image processor, generate()."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self.model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.images = Qwen2VLImageProcessorPil(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
@@ -186,7 +189,7 @@ def evaluate(
     mixed = list(suite("test", options.scenes))
     hits = ask_suite(model, writer, mixed)
     tables = {
-        "all": {"2,000 test scenes": Tally(sum(hits.values()), len(hits))},
+        "all": {f"{options.scenes:,} test scenes": Tally(sum(hits.values()), len(hits))},
         "group": _by(mixed, hits, groups=True),
         "size_mixed": _by(mixed, hits, groups=False),
     }

@@ -1,4 +1,4 @@
-"""Which rows a training step sees: sizes, layouts and questions, a pure function of (seed, step)."""
+"""Which rows a training step sees: sizes, layouts, questions; a function of (seed, step)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

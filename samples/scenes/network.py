@@ -7,6 +7,7 @@ questions need a mask of their own.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -41,7 +42,9 @@ def make_config(size: Size, tokenizer: PreTrainedTokenizerBase) -> Qwen2VLConfig
     """The configuration; the vocabulary is rounded up to a multiple of 16."""
 
     def token(text: str) -> int:
-        return tokenizer.convert_tokens_to_ids(text)
+        ids = tokenizer.convert_tokens_to_ids(text)
+        assert isinstance(ids, int)  # one token, one id
+        return ids
 
     head = size.hidden // 4
     sections = [head // 8, head * 3 // 16, head * 3 // 16]  # of half a head: time, height, width
@@ -113,8 +116,9 @@ def _look_around(model: Qwen2VLForConditionalGeneration) -> None:
         ((-0.8, -0.8), (-0.8, 0.8), (0.8, -0.8), (0.8, 0.8)),
     )
     strength = 2.4
-    frequencies = model.model.visual.rotary_pos_emb.inv_freq
-    for block, directions in zip(model.model.visual.blocks, steps, strict=False):
+    visual: Any = model.model.visual
+    frequencies = visual.rotary_pos_emb.inv_freq
+    for block, directions in zip(visual.blocks, steps, strict=False):
         width = block.attn.qkv.weight.shape[1]
         block.attn.qkv.weight[: 2 * width] *= 0.6
         bias = block.attn.qkv.bias.view(3, 4, width // 4)
@@ -150,7 +154,7 @@ def encode_pictures(
     model: Qwen2VLForConditionalGeneration, patches: Tensor, grid: tuple[int, int]
 ) -> Tensor:
     """Vision tokens [b, n, d] of pictures of one size, from their patches [b, 4 n, 588]."""
-    visual = model.model.visual
+    visual: Any = model.model.visual
     positions = get_vision_position_ids(torch.tensor([[1, 2 * grid[0], 2 * grid[1]]]), 2)
     cos, sin = visual.rotary_pos_emb(patches.new_zeros(1), positions.to(patches.device))
     weight = visual.patch_embed.proj.weight
@@ -172,7 +176,7 @@ def run_text(
     model: Qwen2VLForConditionalGeneration, embeds: Tensor, positions: Tensor, bias: Tensor
 ) -> Tensor:
     """Last hidden states [b, s, d]; bias [b, 1, s, s] is added to the attention logits."""
-    language = model.model.language_model
+    language: Any = model.model.language_model
     cos, sin = language.rotary_emb(embeds, positions)
     cos, sin = cos[:, None], sin[:, None]
     x = embeds

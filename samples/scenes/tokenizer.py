@@ -45,7 +45,7 @@ SYSTEM_PROMPTS = (
 )
 
 # Words of later work (video, forms, charts, documents), so that the tokenizer need not change.
-LATER_WORDS = """
+LATER_TEXT = """
 moving moves moved left right up down before after first second third last next previous still
 appeared appears disappeared changed turned rotated clockwise counterclockwise faster slower grew
 shrank same different direction frame video picture pictures image start end began stopped when
@@ -57,7 +57,8 @@ door button screen box arm gripper robot hand open closed near far touch touchin
 behind front top bottom middle center yes no none nothing not and or with without than left-most
 right-most any all each other another one of them it its that this there here you are helpful
 assistant user system describe compare count find point corner edge background stripes digit
-""".split()
+"""
+LATER_WORDS = tuple(LATER_TEXT.split())
 
 
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:

@@ -102,14 +102,14 @@ class Run:
         self.tokenizer = build_tokenizer()
         self.writer = Writer(self.tokenizer)
         self.model = make_model(SIZES[options.preset], self.tokenizer, options.seed)
-        self.head = nn.Linear(self.model.config.text_config.hidden_size, sum(CLASSES))
+        self.head = nn.Linear(SIZES[options.preset].hidden, sum(CLASSES))
         if options.init:
             start = Qwen2VLForConditionalGeneration.from_pretrained(options.init)
             self.model.load_state_dict(start.float().state_dict())
         else:
             whiten_patches(self.model, sample_patches())
-        self.model.to(options.device)
-        self.head.to(options.device)
+        for module in (self.model, self.head):
+            nn.Module.to(module, options.device)
         self.parameters = dict(self.model.named_parameters())
         self.parameters |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         self.optimiser = make_optimiser(self.parameters, options.lr)

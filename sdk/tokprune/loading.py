@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from tokprune.bundle import Bundle, open_bundle
@@ -44,6 +43,9 @@ def load(
     if threads is not None and threads < 1:
         raise RequestInvalid(f"threads must be 1 or more, got {threads}")
     opened = open_bundle(Path(bundle), verify=verify)
+    if opened.manifest.family not in FAMILIES:
+        message = unknown("family", opened.manifest.family, list(FAMILIES))
+        raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
     form = _llm_form(opened, backend, llm_form)
 
     def graph(spec: GraphSpec) -> Graph:
@@ -54,13 +56,10 @@ def load(
         graph=graph(form.graph),
         form=form,
         shape=manifest.llm,
-        embed_tokens=np.load(opened.file("embed_tokens.npy"), mmap_mode="r", allow_pickle=False),
+        embed_tokens=opened.embed_tokens(),
         eos=frozenset(manifest.tokens.eos),
         limits=manifest.limits,
     )
-    if manifest.family not in FAMILIES:
-        message = unknown("family", manifest.family, list(FAMILIES))
-        raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
     return VLM(
         bundle=opened,
         processor=FAMILIES[manifest.family].open(opened.path),

@@ -169,8 +169,10 @@ def _tokenise(run: list[_Text], tokenizer: Any) -> tuple[list[int], list[bool]]:
     text = "".join(item.text for item in run)
     encoding = tokenizer.encode(text, add_special_tokens=False)
     mine = np.repeat([item.words for item in run], [len(item.text) for item in run])
-    marks = [bool(mine[start:end].any()) for start, end in encoding.offsets]
-    return list(encoding.ids), marks
+    before = np.concatenate([[0], np.cumsum(mine)])  # the user's characters before each
+    spans = np.reshape(np.asarray(encoding.offsets, np.int64), (-1, 2))
+    marks = before[spans[:, 1]] > before[spans[:, 0]]
+    return list(encoding.ids), [bool(mark) for mark in marks]
 
 
 def _refuse_control(ids: list[int], tokens: Tokens) -> None:

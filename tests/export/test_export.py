@@ -95,7 +95,7 @@ def test_the_bundle_opens_and_answers(exported: Exported) -> None:
         vlm = tokprune.load(exported.bundle, llm_form=form)
         picture = np.full((56, 84, 3), 128, np.uint8)
         answer = vlm.ask(picture, "what is this?", 0.5, max_new_tokens=3)
-        assert (answer.kept, answer.total) == (3, 6)
+        assert answer.kept == -(-answer.total // 2) > 1
 
 
 def test_the_manifest_lists_every_file_and_an_untrained_scorer(exported: Exported) -> None:
@@ -168,7 +168,8 @@ def planted(exported: Exported, path: Path) -> int:
     """Return where a weight that every prompt uses stands in a file."""
     if path.name == "embed_tokens.npy":
         token = int(exported.written[2][0].trial.ids[0])
-        return path.stat().st_size - 4 * (480 - token) * 60
+        shape = exported.written[1]
+        return path.stat().st_size - 4 * (shape.vocab_size - token) * shape.hidden_size
     if path.suffix == ".data":
         return 4 * 1000
     import onnx_ir
@@ -311,6 +312,16 @@ def test_an_output_that_exists_stays_as_it_is(
     assert command(ExportOptions(str(exported.checkpoint), tmp_path / "bundle")) == 2
     assert "exists: remove it, or choose another OUTPUT" in capsys.readouterr().err
     assert (tmp_path / "bundle").read_text() == "mine"
+
+
+def test_a_library_that_is_missing_is_one_line_that_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    assert guarded("tokprune-export", missing) == 2
+    assert "No module named 'torch' (pip install 'tokprune[export]'" in capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)

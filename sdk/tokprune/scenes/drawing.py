@@ -51,12 +51,12 @@ def _distracted(picture: Float32[Array, "h w 3"], rng: np.random.Generator) -> A
     """Sometimes thin lines and dots that no question is about."""
     if rng.random() >= 0.6:
         return picture
-    height, width = picture.shape[:2]
+    height, width = int(picture.shape[0]), int(picture.shape[1])
     canvas = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(1, 7))):
         red, green, blue = (int(value) for value in rng.integers(20, 235, 3))
-        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+        x, y = int(rng.integers(width)), int(rng.integers(height))
         if rng.random() < 0.5:
             dx, dy = (int(value) for value in rng.integers(-50, 50, 2))
             stroke = int(rng.integers(1, 3))
@@ -64,7 +64,7 @@ def _distracted(picture: Float32[Array, "h w 3"], rng: np.random.Generator) -> A
         else:
             dot = int(rng.integers(1, 4))
             pen.ellipse([x - dot, y - dot, x + dot, y + dot], fill=(red, green, blue))
-    return np.asarray(canvas, np.float32).copy()
+    return np.array(canvas, np.float32)
 
 
 def _draw_thing(picture: Float32[Array, "h w 3"], thing: Thing, rng: np.random.Generator) -> None:
@@ -126,9 +126,9 @@ def _outlines(shape: str) -> list[list[tuple[float, float]]]:
         case "square":
             return [[(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)]]
         case "diamond":
-            return [[(0, -1.04), (0.83, 0), (0, 1.04), (-0.83, 0)]]
+            return [[(0.0, -1.04), (0.83, 0.0), (0.0, 1.04), (-0.83, 0.0)]]
         case "triangle":
-            return [[(0, -1.05), (1.0, 0.82), (-1.0, 0.82)]]
+            return [[(0.0, -1.05), (1.0, 0.82), (-1.0, 0.82)]]
         case "cross":
             bar = [(-1.0, -0.34), (1.0, -0.34), (1.0, 0.34), (-1.0, 0.34)]
             return [bar, [(y, x) for x, y in bar]]

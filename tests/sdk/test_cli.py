@@ -1,0 +1,113 @@
+"""`tokprune` as scripts call it, on the demo bundle."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokprune.scenes import suite
+
+pytestmark = [pytest.mark.torch, pytest.mark.demo]  # the bundle is exported for the test
+
+
+def tokprune(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from tokprune.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    (sample,) = suite("dev", 1, tokens=64, groups=["color"])
+    Image.fromarray(sample.pictures[0]).save(path)
+    return path
+
+
+def asked(bundle: Path, picture: Path, *options: object) -> dict[str, Any]:
+    question = ("--question", "how many shapes are there?")
+    result = tokprune("ask", bundle, "--image", picture, *question, "--json", *options)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_json_has_the_promised_keys(demo_bundle: Path, picture: Path) -> None:
+    answer = asked(demo_bundle, picture, "--budget", "0.25", "--selector", "attention")
+    assert {
+        "text", "finish_reason", "kept", "total", "need", "cap", "reason", "keep", "grid",
+        "scores", "selector", "timings_ms", "ttft_ms",
+    } <= set(answer)  # fmt: skip
+    assert (answer["kept"], answer["total"], answer["grid"]) == (16, 64, [[8, 8]])
+    assert answer["selector"] == "attention"
+    assert len(answer["scores"]) == 64
+    assert answer["keep"] == sorted(answer["keep"])
+
+
+def test_a_count_is_a_budget_too_and_more_than_all_says_so(
+    demo_bundle: Path, picture: Path
+) -> None:
+    answer = asked(demo_bundle, picture, "--budget", "500")
+    assert (answer["kept"], answer["cap"], answer["reason"]) == (64, 500, "all")
+
+
+def test_several_pictures_are_given_one_by_one_and_get_an_overlay_each(
+    demo_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    answer = asked(
+        demo_bundle, picture, "--image", picture, "--overlay", tmp_path / "kept.png"
+    )  # fmt: skip
+    assert answer["grid"] == [[8, 8], [8, 8]]
+    drawn = [np.asarray(Image.open(tmp_path / f"kept-{number}.png")) for number in (0, 1)]
+    assert [overlay.shape for overlay in drawn] == [(224, 224, 3)] * 2
+
+
+def test_text_is_followed_by_what_was_kept_and_what_it_cost(
+    demo_bundle: Path, picture: Path
+) -> None:
+    result = tokprune("ask", demo_bundle, "--image", picture, "--question", "what shape is red?")
+    assert result.returncode == 0
+    assert "kept 32 of 64 vision tokens by" in result.stdout
+    assert "prefill" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--budget", "50%"), "error [request_invalid]: Cannot read the budget '50%'"),
+        (("--selector", "attenton"), "Did you mean 'attention'?"),
+        (("--overlay", "kept.jpg"), "--overlay writes PNG"),
+        (("--image", "no/such.png"), "no/such.png"),
+        (("--threads", "0"), "threads must be 1 or more"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_2(
+    demo_bundle: Path, picture: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = tokprune("ask", demo_bundle, "--image", picture, "--question", "why?", *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_inspect_shows_what_the_bundle_holds(demo_bundle: Path) -> None:
+    result = tokprune("inspect", demo_bundle, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "qwen2_vl" in result.stdout
+
+
+def test_verify_tells_a_changed_file_and_exits_1(demo_bundle: Path, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    copy = copytree(demo_bundle, tmp_path / "bundle")
+    assert tokprune("verify", copy).returncode == 0
+    data = bytearray((copy / "tokenizer.json").read_bytes())
+    data[100] ^= 1
+    (copy / "tokenizer.json").write_bytes(bytes(data))
+    result = tokprune("verify", copy)
+    assert result.returncode == 1
+    assert "tokenizer.json" in result.stdout

@@ -1,0 +1,318 @@
+import json
+from collections import Counter
+from itertools import islice
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokprune.errors import RequestInvalid
+from tokprune.scenes import (
+    GROUPS,
+    Scene,
+    Thing,
+    ask,
+    compare,
+    describe,
+    draw,
+    in_picture,
+    make_companion,
+    make_scene,
+    suite,
+    write,
+)
+from tokprune.scenes.glyphs import CHARACTERS, STYLES, glyph
+from tokprune.scenes.questions import MAKERS, NUMBERS
+from tokprune.scenes.scene import COLORS, SHAPES
+
+GRIDS = ((4, 4), (6, 6), (8, 8), (8, 12), (14, 14), (20, 20))
+SCENES = [make_scene(Random(f"tests/{i}"), *GRIDS[i % len(GRIDS)]) for i in range(120)]
+
+
+def thing(color="red", shape="star", **changes):
+    values = {"large": True, "radius": 20, "x": 40, "y": 40, "digit": None, "rotation": 0}
+    return Thing(color, shape, **{**values, **changes})
+
+
+def named(scene, name):
+    return next(thing for thing in scene.things if thing.name == name)
+
+
+def test_a_suite_is_the_same_every_time():
+    first, second = (list(suite("dev", 6, questions=2)) for _ in range(2))
+    assert [(s.key, s.question, s.answer) for s in first] == [
+        (s.key, s.question, s.answer) for s in second
+    ]
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(one.pictures, other.pictures, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_longer_suite_only_adds_samples():
+    short, long = list(suite("dev", 4)), list(suite("dev", 8))
+    assert [s.question for s in long[: len(short)]] == [s.question for s in short]
+
+
+def test_splits_share_no_picture():
+    seen = {}
+    for split in ("train", "dev", "test"):
+        for sample in suite(split, 20, tokens=64):
+            for picture in sample.pictures:
+                assert seen.setdefault(picture.tobytes(), split) == split
+
+
+def test_keys_are_unique():
+    keys = [s.key for s in suite("test", 12, questions=3)]
+    assert len(set(keys)) == len(keys)
+    assert keys[0].startswith("test/mixed/000000/")
+
+
+@pytest.mark.parametrize(("tokens", "shape"), [(64, (224, 224)), (196, (392, 392))])
+def test_pictures_have_the_tokens_asked_for(tokens, shape):
+    samples = list(suite("test", 4, tokens=tokens, groups=("color", "exist")))
+    assert {picture.shape for s in samples for picture in s.pictures} == {(*shape, 3)}
+
+
+def test_mixed_sizes_are_not_all_square():
+    shapes = {s.pictures[0].shape[:2] for s in suite("dev", 30, groups=("exist",))}
+    assert any(height != width for height, width in shapes)
+    assert all(64 <= height * width // 28**2 <= 256 for height, width in shapes)
+
+
+def test_every_group_is_asked_about_equally_often():
+    counts = Counter(s.group for s in suite("test", 200, groups=GROUPS))
+    assert set(counts) == set(GROUPS)
+    assert min(counts.values()) >= 8
+
+
+def test_only_the_groups_asked_for_come():
+    groups = {s.group for s in suite("test", 10, groups=("digit", "where"))}
+    assert groups <= {"digit", "where"}
+
+
+def test_comparisons_show_two_pictures():
+    samples = list(suite("test", 10, tokens=64, groups=("compare",)))
+    assert samples
+    assert {len(s.pictures) for s in samples} == {2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": 65}, "No grid of 65 vision tokens"),
+        ({"groups": ("colour",)}, "Unknown groups"),
+    ],
+)
+def test_unknown_requests_name_what_is_known(arguments, message):
+    with pytest.raises(RequestInvalid, match=message):
+        list(suite("test", 1, **arguments))
+
+
+@pytest.mark.parametrize("scene", SCENES[:24])
+def test_things_are_apart_and_inside(scene):
+    height, width = scene.size_hw
+    for index, one in enumerate(scene.things):
+        assert one.radius < one.x < width - one.radius
+        assert one.radius < one.y < height - one.radius
+        for other in scene.things[:index]:
+            assert one.name != other.name
+            assert np.hypot(one.x - other.x, one.y - other.y) >= one.radius + other.radius
+
+
+def test_large_is_clearly_larger_than_small():
+    for scene in SCENES:
+        large = [t.radius for t in scene.things if t.large]
+        small = [t.radius for t in scene.things if not t.large]
+        if large and small:
+            assert min(large) >= 1.35 * max(small)
+
+
+def test_digits_stand_on_large_things_only():
+    digits = [t for scene in SCENES for t in scene.things if t.digit]
+    assert digits
+    assert all(t.large for t in digits)
+
+
+@pytest.mark.parametrize("group", MAKERS)
+def test_answers_are_true_of_the_scene(group):
+    rng = Random(group)
+    asked = [(s, q) for s in SCENES for q in ask(rng, s, (group,), 2)]
+    assert len(asked) > 20
+    for scene, question in asked:
+        assert question.group == group
+        assert TRUE[group](scene, question.text.removesuffix("?").split(), question.answer)
+
+
+def _about(words):
+    return lambda t: (
+        (not ({*words} & {*COLORS}) or t.color in words)
+        and (not ({*words} & {*SHAPES}) or t.shape in words)
+        and (not ({*words} & {"large", "small"}) or t.size in words)
+        and ("digit" not in words or t.digit == words[-1])
+    )
+
+
+def _true_name(scene, words, answer):
+    found = [t for t in scene.things if _about(words)(t)]
+    return len(found) == 1 and answer in (found[0].color, found[0].shape)
+
+
+def _true_size(scene, words, answer):
+    return scene.has_both_sizes and named(scene, " ".join(words[2:4])).size == answer
+
+
+def _true_exist(scene, words, answer):
+    return (answer == "yes") == (" ".join(words[-2:]) in {t.name for t in scene.things})
+
+
+def _true_digit(scene, words, answer):
+    found = [t.digit for t in scene.things if t.shape == words[-1]]
+    color = words[-2] if words[-2] in COLORS else None
+    digits = [named(scene, f"{color} {words[-1]}").digit] if color else found
+    return digits == [answer]
+
+
+def _true_where(scene, words, answer):
+    it = named(scene, " ".join(words[-2:]))
+    height, width = scene.size_hw
+    row, column = answer.split()
+    return ("top", "middle", "bottom")[it.y * 3 // height] == row and (
+        "left",
+        "center",
+        "right",
+    )[it.x * 3 // width] == column
+
+
+def _true_count(scene, words, answer):
+    kind = words[2] if words[2] in COLORS else words[2].removesuffix("s").removesuffix("se")
+    kind = "cross" if words[2] == "crosses" else kind
+    count = sum(kind in (t.color, t.shape, "shape") for t in scene.things)
+    return NUMBERS[count] == answer
+
+
+def _ahead(one, other, words):
+    return {
+        "left": one.x < other.x,
+        "right": one.x > other.x,
+        "above": one.y < other.y,
+        "below": one.y > other.y,
+    }[next(word for word in words if word in ("left", "right", "above", "below"))]
+
+
+def _true_relation(scene, words, answer):
+    start = named(scene, " ".join(words[-2:]))
+    return [
+        t.name for t in scene.things if _ahead(t, start, words) and _clear(t, start, words)
+    ] == [answer]
+
+
+def _clear(one, other, words):
+    gap = one.x - other.x if "left" in words or "right" in words else one.y - other.y
+    return abs(gap) > 10
+
+
+def _true_relation_yes_no(scene, words, answer):
+    one, other = named(scene, " ".join(words[2:4])), named(scene, " ".join(words[-2:]))
+    return _ahead(one, other, words) == (answer == "yes")
+
+
+TRUE = {
+    "color": _true_name,
+    "shape": _true_name,
+    "size": _true_size,
+    "exist": _true_exist,
+    "digit": _true_digit,
+    "where": _true_where,
+    "count": _true_count,
+    "relation": _true_relation,
+    "relation_yes_no": _true_relation_yes_no,
+}
+
+
+def test_sizes_are_not_asked_where_all_are_alike():
+    scene = Scene(8, 8, 1.0, (thing(), thing("blue", x=120)), 0)
+    assert ask(Random(0), scene, ("size",), 3) == []
+    assert "large" not in describe(scene).text + describe(scene).answer
+
+
+def test_a_description_names_everything_from_left_to_right():
+    scene = Scene(8, 8, 1.0, (thing(x=150, digit="4"), thing("blue", large=False, x=30)), 0)
+    assert describe(scene).answer == "small blue star; large red star 4"
+
+
+def test_a_question_can_name_its_picture():
+    question = ask(Random(0), SCENES[2], ("exist",), 1)[0]
+    assert in_picture(question, 1).text.endswith(" in the second picture?")
+    assert in_picture(question, 1).answer == question.answer
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_comparisons_are_true_of_their_scenes(count):
+    rng = Random(count)
+    for first in SCENES[2:80:3]:
+        scenes = (first, *(make_companion(rng, first) for _ in range(count - 1)))
+        question = compare(rng, scenes)
+        if question is None:
+            continue
+        names = [{t.name for t in scene.things} for scene in scenes]
+        words = question.text.removesuffix("?").split()
+        picture = dict(zip(["first", "second", "third"], names, strict=False))
+        if words[0] == "how":
+            assert NUMBERS[len(picture[words[-2]])] == question.answer
+        elif "more" in words:
+            assert len(picture[question.answer]) == max(map(len, names))
+        elif "both" in words:
+            assert (question.answer == "yes") == all(" ".join(words[3:5]) in n for n in names)
+        else:
+            has = [place for place, n in picture.items() if " ".join(words[-2:]) in n]
+            assert has == [question.answer]
+
+
+def test_a_companion_shares_a_thing():
+    for scene in SCENES[1:30]:
+        other = make_companion(Random(scene.seed), scene)
+        shared = {t.name for t in scene.things} & {t.name for t in other.things}
+        assert shared or len(other.things) == 0
+
+
+def test_drawing_shows_the_colour_of_a_thing():
+    scene = Scene(4, 4, 1.0, (thing("green", "square", x=56, y=56),), 3)
+    red, green, blue = draw(scene)[56, 56].astype(int)
+    assert green > red + 60
+    assert green > blue + 60
+
+
+def test_drawing_is_deterministic_and_fills_the_grid():
+    picture = draw(SCENES[3])
+    assert picture.shape == (*SCENES[3].size_hw, 3)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture, draw(SCENES[3]))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_character_has_its_own_glyph(style):
+    masks = [glyph(character, style, 24) for character in CHARACTERS]
+    assert {mask.shape[0] for mask in masks} == {24}
+    assert all(0.1 < mask.mean() < 0.9 for mask in masks)
+    square = [
+        np.asarray(Image.fromarray((mask * 255).astype(np.uint8)).resize((16, 24)), np.float32)
+        for mask in masks
+    ]
+    for index, one in enumerate(square):
+        for other in square[:index]:
+            assert np.abs(one - other).mean() > 4
+
+
+def test_written_samples_are_read_back(tmp_path):
+    samples = list(islice(suite("train", 12, tokens=64), 12))
+    write(tmp_path, samples)
+    lines = (tmp_path / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(samples)
+    for line, sample in zip(map(json.loads, lines), samples, strict=True):
+        assert {"question", "answer", "group"} < set(line)
+        assert (line["question"], line["answer"]) == (sample.question, sample.answer)
+        names = line["images"] if "images" in line else [line["image"]]
+        assert ("images" in line) == (len(sample.pictures) > 1)
+        for name, picture in zip(names, sample.pictures, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), picture)
