@@ -13,7 +13,7 @@ from tokprune_runtimes.graph import Array, Carry, Feeds
 # user's cache, unless this is set before the first import (microsoft/onnxruntime#27379, #29843).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort  # noqa: E402  # pyright: ignore[reportMissingTypeStubs]
+import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
 
 _onnxruntime: Any = ort  # partly untyped
 _onnxruntime.disable_telemetry_events()  # for a program that had imported it before

@@ -110,8 +110,8 @@ class Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
-        [self._image] = tokenizer.convert_tokens_to_ids(["<|image_pad|>"])
-        [self._pad] = tokenizer.convert_tokens_to_ids(["<|endoftext|>"])
+        [self._image] = tokenizer("<|image_pad|>").input_ids
+        [self._pad] = tokenizer("<|endoftext|>").input_ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids; remembered, since questions repeat."""

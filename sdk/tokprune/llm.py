@@ -117,7 +117,7 @@ class LanguageModel:
 
 
 def check_length(rows: int, max_new_tokens: int, limits: Limits) -> None:
-    """Refuse what the bundle was not checked for, before prefill.
+    """Refuse what the bundle does not take, before prefill.
 
     Raises:
         ContextOverflow: with the numbers.

@@ -102,7 +102,7 @@ class Tokens(_Strict, frozen=True):
 
 
 class Limits(_Strict, frozen=True):
-    """What the graphs were checked for."""
+    """What the bundle takes; longer requests are refused."""
 
     max_input_len: int  # prompt rows that enter the LLM, kept vision tokens included
     max_kv_len: int  # prompt and answer

@@ -7,7 +7,7 @@ from tokprune.canvas import members
 from tokprune.errors import RequestInvalid
 from tokprune.types import COLUMN, ROW, Answer, Array, Image
 
-DIMMED = 0.28  # brightness of what never entered the LLM
+DIMMED = 0.35  # brightness of what never entered the LLM
 TINT = np.asarray((255, 176, 0), np.float32)  # orange: relevance
 EDGE = np.asarray((255, 255, 255), np.float32)
 
@@ -47,7 +47,7 @@ def _painted(
     shown = kept[rows][:, columns]
     light = np.where(shown, 1.0, DIMMED).astype(np.float32)[..., None]
     painted: Array = image.astype(np.float32) * light
-    strength = np.sqrt(heat / max(float(heat.max()), np.finfo(np.float32).tiny)) * 0.45
+    strength = np.sqrt(heat / max(float(heat.max()), np.finfo(np.float32).tiny)) * 0.25
     tint = (strength[rows][:, columns] * shown)[..., None]
     painted = painted * (1 - tint) + TINT * tint
     edge = np.zeros((height, width), np.bool_)

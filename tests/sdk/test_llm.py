@@ -1,6 +1,7 @@
 """The host side of generation, on a graph that is a function."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_the_length_ends_an_answer_without_a_wasted_step() -> None:
 
 
 def test_a_growing_cache_starts_empty_and_an_in_place_one_at_capacity() -> None:
-    for cache, length in (("grows", 0), ("in_place", 9 + 5)):
+    lengths: dict[Cache, int] = {"grows": 0, "in_place": 9 + 5}
+    for cache, length in lengths.items():
         graph = ScriptedGraph([EOS])
         generation = Generation(max_new_tokens=5)
         list(language_model(graph, cache).generate(PROMPT, VISION, selection(0), generation))
@@ -167,6 +169,6 @@ def test_a_low_temperature_is_nearly_greedy() -> None:
         ({"top_p": 1.1}, "top_p"),
     ],
 )
-def test_senseless_sampling_is_refused(options: dict[str, float], message: str) -> None:
+def test_senseless_sampling_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestInvalid, match=message):
         Sampling(**options)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_positions_equal_get_rope_index_for_several_pictures() -> None:
     from transformers import Qwen2VLConfig
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-    model = Qwen2VLModel.__new__(Qwen2VLModel)
+    model: Any = Qwen2VLModel.__new__(Qwen2VLModel)
     torch.nn.Module.__init__(model)
     model.config = Qwen2VLConfig()
     grids = [(3, 8), (14, 14), (1, 1)]

@@ -82,7 +82,7 @@ def resized_hw(settings: Settings, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def pixels(settings: Settings, image: Image) -> Float32[Array, "h w 3"]:
+def pixels(settings: Settings, image: Image) -> Float32[Array, "_ _ 3"]:
     """Resize and normalise one picture."""
     height, width = resized_hw(settings, *image.shape[:2])
     if (height, width) != image.shape[:2]:
@@ -95,7 +95,7 @@ def pixels(settings: Settings, image: Image) -> Float32[Array, "h w 3"]:
 
 
 def patchify(
-    settings: Settings, frames: Sequence[Float32[Array, "h w 3"]]
+    settings: Settings, frames: Sequence[Float32[Array, "_ _ 3"]]
 ) -> Float32[Array, "f p c"]:
     """Cut frames of one size into patches, 2 x 2 merge units together, frames in temporal pairs.
 
