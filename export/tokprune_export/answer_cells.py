@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
+import msgspec
 import torch
 from jaxtyping import UInt8
 
@@ -21,9 +23,9 @@ from tokprune.selectors.baselines import mean_attention, random_tokens, uniform
 from tokprune.selectors.relevance import relevance, relevance_coverage
 from tokprune.types import Array, FirstLayer, Prompt, Ranking, Scores, Selection, VisionTokens
 from tokprune.vlm import VLM
+from tokprune_export.agreement import recall, spearman
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.labels import explain_answer
-from tokprune_export.scorer_training import recall, spearman
 from tokprune_export.scorers import Scorer, load_scorer
 from tokprune_export.teacher import Asked, Teacher, open_teacher
 
@@ -56,7 +58,7 @@ class Task:
     other_question: str  # of another sample: its twin reads this one
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True):
     """What came of one question."""
 
     key: str
@@ -124,7 +126,7 @@ def answer_cells(setup: Setup, task: Task) -> Record:
     twin, _ = vlm.prepare(list(task.pictures), task.other_question)
     shuffled = vlm.scorer(vision, vlm.first_layer.run(twin, vision))
     cells = {f"{FULL}@1": text}
-    for name, ranking in rankings(seen, scores, own, shuffled):
+    for name, ranking in rankings(task.key, seen, scores, own, shuffled):
         for share in setup.shares:
             cells[f"{name}@{share:g}"], _ = answers(select(ranking, vision, KeepRatio(share)))
     return Record(task.key, task.group, task.answer, total, cells, agreement)
@@ -166,11 +168,12 @@ class Answers:
 
 
 def rankings(
-    seen: Seen, scores: Mapping[str, Scores], own: str, shuffled: Scores
+    key: str, seen: Seen, scores: Mapping[str, Scores], own: str, shuffled: Scores
 ) -> Iterable[tuple[str, Ranking]]:
     """Yield every selector of the tables with its ranking.
 
     Args:
+        key: of the question; each draws its own random tokens.
         seen: the prompt.
         scores: "attention", those of trained scorers, and "oracle".
         own: which of them the bundle's own scorer gave.
@@ -181,7 +184,7 @@ def rankings(
         return selector(seen.prompt, seen.vision, lambda: seen.first)
 
     for seed in SEEDS:
-        yield f"random/{seed}", ranked(random_tokens(seed))
+        yield f"random/{seed}", ranked(random_tokens(crc32(f"{key} {seed}".encode())))
     lattice = ranked(uniform)
     yield "uniform", lattice
     yield "uniform + size bias", Ranking(lattice.take, size_bias=lambda _: True)

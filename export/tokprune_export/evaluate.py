@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
@@ -22,7 +23,7 @@ import tyro
 
 import tokprune
 from tokprune import canvas, selection, selectors
-from tokprune.errors import RequestInvalid
+from tokprune.errors import RequestInvalid, TokpruneError
 from tokprune.files import atomic_write, sha256_file
 from tokprune.pictures import load_picture
 from tokprune.scenes import Split, suite
@@ -32,6 +33,7 @@ from tokprune_export.cli import guarded
 from tokprune_export.evaluation_report import markdown, plot, summarise
 from tokprune_export.examples import read_examples
 from tokprune_export.progress import Counting
+from tokprune_export.records import tokprune_version
 from tokprune_export.teacher import fingerprint
 
 WAITING = 3  # tasks a process has in store
@@ -59,6 +61,14 @@ class EvaluateOptions:
     """The checkpoint that the bundle was made from: adds the true relevance."""
     processes: int = 1
     """Processes of one thread each."""
+    note: str = ""
+    """What readers of the tables must know, such as how the checkpoint was trained."""
+
+
+class EvaluationBroken(TokpruneError):
+    """The evaluation stopped half way; what is done is kept."""
+
+    code = "evaluation_broken"
 
 
 def main() -> None:
@@ -90,11 +100,17 @@ def run(options: EvaluateOptions) -> None:
     with path.open("a") as file, Counting("questions", len(wanted)) as counting:
         counting.advance(sum(key in records for key in wanted))
         todo = (task for task in tasks(options) if task.key not in records)
-        for record in _answered(setup, todo, options.processes):
-            file.write(msgspec.json.encode(record).decode() + "\n")
-            file.flush()
-            records[record.key] = record
-            counting.advance()
+        try:
+            for record in _answered(setup, todo, options.processes):
+                file.write(msgspec.json.encode(record).decode() + "\n")
+                file.flush()
+                records[record.key] = record
+                counting.advance()
+        except BrokenProcessPool:
+            raise EvaluationBroken(
+                "A process died, for lack of memory perhaps. Run the same command again, with "
+                "fewer --processes: it goes on where it was"
+            ) from None
     facts = {**_facts(options), "fingerprint": mark, "scorer": own}
     results = summarise([records[key] for key in wanted], setup.shares, own, facts)
     atomic_write(options.out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
@@ -149,12 +165,15 @@ def _answered(setup: Setup, todo: Iterable[Task], processes: int) -> Iterator[Re
         yield from (future.result() for future in running)
 
 
-def _read(path: Path) -> Iterator[Record]:
-    """Read what an earlier run left; its last line may be cut off."""
+def _read(path: Path) -> list[Record]:
+    """Read what an earlier run left, and drop a last line that was cut off."""
     if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        yield msgspec.json.decode(line, type=Record)
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        atomic_write(path, whole)
+    return [msgspec.json.decode(line, type=Record) for line in whole.splitlines()]
 
 
 def _fingerprint(options: EvaluateOptions) -> str:
@@ -182,7 +201,8 @@ def _facts(options: EvaluateOptions) -> dict[str, str | int]:
         "picture_tokens": options.tokens if options.data is None else "as given",
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "tokprune": "0.1.0",
+        "tokprune": tokprune_version(),
+        "note": options.note,
     }
 
 

@@ -161,8 +161,7 @@ def markdown(results: Results) -> str:
         "",
         f"Bundle `{results['bundle']}`, {results['questions']}, {results['samples']} questions, "
         f"{results['mean_vision_tokens']:.0f} vision tokens on average, full accuracy "
-        f"{full['mean']:.1%}. {results['machine']}, {results['date']}. The demo VLM was trained "
-        "with vision-token dropout, even and biased.",
+        f"{full['mean']:.1%}. {results['machine']}, {results['date']}. {results['note']}".strip(),
         "",
         "## Share of full accuracy by kept share (all types; 95 % paired bootstrap)",
         "",

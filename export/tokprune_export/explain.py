@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface
 
 _NAME = "tokprune_recorded"
 TILE_ROWS = 128  # rows of attention in memory at once
@@ -143,6 +142,8 @@ def _propagated(
 @contextmanager
 def _recorded(text_model: Any) -> Iterator[list[Layer]]:
     """Swap the decoder's attention for one that records, through transformers' own interface."""
+    from transformers import AttentionInterface
+
     layers: list[Layer] = []
 
     def attend(

@@ -59,7 +59,8 @@ class PaperScorer(nn.Module):
 
     Stated there: mean over the instruction's rows, five depthwise-separable 1-D convolutions of 32
     to 512 channels, a pointwise one, softmax. Open there, chosen here: mean over heads, division by
-    the mean, kernel 7, GELU.
+    the mean, kernel 7, GELU. The raster is an image of one row: in channels-last order, CPUs train
+    2-D convolutions of 1 x 7 a third faster than 1-D ones.
     """
 
     widths = (32, 64, 128, 256, 512)
@@ -69,13 +70,13 @@ class PaperScorer(nn.Module):
         super().__init__()
         inputs = (1, *self.widths[:-1])
         self.depthwise = nn.ModuleList(
-            nn.Conv1d(width, width, self.kernel, padding=self.kernel // 2, groups=width)
+            nn.Conv2d(width, width, (1, self.kernel), padding=(0, self.kernel // 2), groups=width)
             for width in inputs
         )
         self.pointwise = nn.ModuleList(
-            nn.Conv1d(width, wider, 1) for width, wider in zip(inputs, self.widths, strict=True)
+            nn.Conv2d(width, wider, 1) for width, wider in zip(inputs, self.widths, strict=True)
         )
-        self.readout = nn.Conv1d(self.widths[-1], 1, 1)
+        self.readout = nn.Conv2d(self.widths[-1], 1, 1)
 
     def features(
         self, attention: Float[Tensor, "a u n"], question: Bool[Tensor, " u"]
@@ -88,12 +89,12 @@ class PaperScorer(nn.Module):
         self, features: Float[Tensor, "b 1 m"], mask: Bool[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b m"]:
         """Run the convolutions. Where `mask` is False is padding, and acts as the edge does."""
-        x = features
+        x = features[:, :, None]
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
             x = functional.gelu(pointwise(depthwise(x)))
             if mask is not None:
-                x = x * mask[:, None]
-        return self.readout(x)[:, 0]
+                x = x * mask[:, None, None]
+        return self.readout(x)[:, 0, 0]
 
     def forward(
         self,

@@ -33,7 +33,7 @@ TOLERANCE = {0.5: 0.05, 0.25: 0.05, 0.1: 0.10}  # of the ratio of FLOPs
 OVERHEAD = 0.003  # of the unpruned prefill
 STAGES = ("first_layer", "scorer", "select", "gather")
 SELECTOR = "relevance-coverage"
-BUILT = Path(__file__).parents[2] / "build" / "benchmarks" / "real_size"
+BUILT = Path(__file__).parents[2] / "build" / "benchmarks" / f"real_size-{real_size.sources()}"
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,23 @@ def main() -> None:
     if not BUILT.exists():
         Console().print(f"Writing graphs of 0.5B random weights to {BUILT} (once, 2.6 GB)")
         subprocess.run([sys.executable, real_size.__file__, str(BUILT)], check=True)
-    samples = [sample for form in options.forms for sample in measure(form, options)]
-    rows = [
-        row(samples, form, total, keep)
-        for form in options.forms
-        for total in options.tokens
-        for keep in KEEP
-    ]
+    samples: list[Sample] = []
+    for form in options.forms:
+        samples += measure(form, options)
+        write(samples, options)  # what took long is kept if the next form fails
+
+
+def write(samples: list[Sample], options: Options) -> None:
+    """Write the samples and what they amount to."""
+    forms = dict.fromkeys(each.form for each in samples)
+    cells = [(form, total, keep) for form in forms for total in options.tokens for keep in KEEP]
     result = {
         **machine("onnxruntime", "numpy"),
         "note": options.note,
         "llm": "0.5B parameters, random, fp32, one thread, last-position logits only",
         "text_tokens": real_size.TEXT_BEFORE + real_size.TEXT_AFTER,
         "selector": SELECTOR,
-        "rows": rows,
+        "rows": [row(samples, *cell) for cell in cells],
         "first_use_ms": first_use(options.tokens),
         "samples": [asdict(sample) for sample in samples],
     }

@@ -3,6 +3,7 @@
 python tests/benchmarks/real_size.py FOLDER writes them; prefill.py does so where they are missing.
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,14 @@ class RealSize:
     first_layer: FirstLayerGraph
     scorer: ScorerGraph
     llm: LanguageModel
+
+
+def sources() -> str:
+    """Return a hash of the code that the graphs are made by."""
+    export = Path(__file__).parents[2] / "export" / "tokprune_export"
+    files = [export / name for name in ("decoder.py", "graphs.py", "onnx.py", "scorers.py")]
+    joined = b"".join(path.read_bytes() for path in (*files, Path(__file__)))
+    return hashlib.sha256(joined).hexdigest()[:16]
 
 
 def write(folder: Path) -> None:

@@ -1,26 +1,26 @@
 """Training of the scorer networks: batches, targets, figures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from grids import vision_tokens
 
 from tokprune.canvas import canvas
+from tokprune_export.agreement import attention_scores, quality, recall, spearman, target_of
 from tokprune_export.label_cache import Label
 from tokprune_export.scorer_training import (
+    Arch,
     Recipe,
-    attention_scores,
     batched_logits,
     collate,
     divergence,
+    mean_divergence,
     network_of,
     pair_of,
     predictions,
-    quality,
-    recall,
-    spearman,
     split,
-    target_of,
     train,
 )
 
@@ -46,7 +46,7 @@ def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
 
 
 @pytest.mark.parametrize("arch", ["paper", "grid"])
-def test_a_batch_gives_what_each_sample_gives_alone(arch: str) -> None:
+def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
     network = network_of(arch, HEADS, 0)
     labels = [label((4, 5)), label((2, 9), (6, 3), seed=1), label((1, 1), seed=2)]
     pairs = [pair_of(network, each, CPU) for each in labels]
@@ -59,7 +59,7 @@ def test_a_batch_gives_what_each_sample_gives_alone(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["paper", "grid"])
-def test_training_sees_what_the_graph_will_see(arch: str) -> None:
+def test_training_sees_what_the_graph_will_see(arch: Arch) -> None:
     network = network_of(arch, HEADS, 0)
     given = label((2, 9), (6, 3))
     (predicted,) = predictions(network, [pair_of(network, given, CPU)])
@@ -71,7 +71,7 @@ def test_training_sees_what_the_graph_will_see(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["paper", "grid"])
-def test_training_is_deterministic_and_learns(arch: str) -> None:
+def test_training_is_deterministic_and_learns(arch: Arch) -> None:
     labels = [label((5, 5), seed=seed) for seed in range(48)]
     recipe = Recipe(8, 16, 3e-3, 0.0, "cosine")
     runs = []
@@ -79,12 +79,27 @@ def test_training_is_deterministic_and_learns(arch: str) -> None:
         network = network_of(arch, HEADS, 3)
         pairs = [pair_of(network, each, CPU) for each in labels]
         losses: list[float] = []
-        train(network, pairs, recipe, 3, lambda _, loss, to=losses: to.append(loss))
+        best = train(
+            network, pairs, pairs[:9], recipe, 3, lambda _, loss, __, to=losses: to.append(loss)
+        )
+        assert best == 8
         runs.append((losses, [value.clone() for value in network.parameters()]))
     (losses, weights), (again, others) = runs
     assert losses == again
     assert all(map(torch.equal, weights, others))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_ends_where_other_pictures_gain_nothing_and_keeps_the_best_weights() -> None:
+    network = network_of("grid", HEADS, 0)
+    pairs = [pair_of(network, label((5, 5), seed=seed), CPU) for seed in range(16)]
+    # what is checked is the opposite of what is trained on
+    opposite = [replace(p, target=target_of(p.target.max() - p.target)) for p in pairs]
+    losses: list[float] = []
+    recipe = Recipe(40, 8, 1e-2, 0.0, "cosine", patience=3)
+    best = train(network, pairs, opposite, recipe, 0, lambda *given: losses.append(given[2]))
+    assert len(losses) == best + 3 < 40
+    assert mean_divergence(network, opposite) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_the_target_is_the_upper_half_of_the_relevance() -> None:

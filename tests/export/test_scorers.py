@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tokprune.canvas import canvas
 from tokprune.errors import RequestInvalid
+from tokprune.manifest import ScorerKind
 from tokprune.selectors.baselines import mean_attention
 from tokprune_export import graphs, onnx
 from tokprune_export.scorers import (
@@ -52,14 +53,14 @@ def inputs(
     )
 
 
-def made(kind: str) -> AttentionMean | PaperScorer | GridScorer:
+def made(kind: ScorerKind) -> AttentionMean | PaperScorer | GridScorer:
     torch.manual_seed(1)
     return NETWORKS[kind]().eval()
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
-    kind: str, tmp_path: Path
+    kind: ScorerKind, tmp_path: Path
 ) -> None:
     network = made(kind)
     onnx.save(onnx.trace(graphs.scorer(network, HEADS), 18), tmp_path / "scorer.onnx")
@@ -77,13 +78,13 @@ def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
         feeds = {k: v.numpy() for k, v in zip(names, given, strict=True) if k in declared}
         with torch.no_grad():
             expected = network(*given).numpy()
-        (got,) = session.run(None, feeds)
+        got = np.asarray(session.run(None, feeds)[0])
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
         assert got.sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_without_a_marked_question_all_rows_count(kind: str) -> None:
+def test_without_a_marked_question_all_rows_count(kind: ScorerKind) -> None:
     attention, question, index, cells = inputs((4, 5))
     network = made(kind)
     with torch.no_grad():
@@ -110,12 +111,12 @@ def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas() -> None:
 
 
 def test_a_picture_does_not_see_its_neighbour() -> None:
-    network = made("grid")
-    attention, _, index, cells = inputs((3, 3), (4, 2))
+    network = GridScorer(HEADS)
+    attention, question, index, cells = inputs((3, 3), (4, 2))
     with torch.no_grad():
-        before = network.logits(network.features(attention, None), index, cells)
+        before = network.logits(network.features(attention, question), index, cells)
         attention[:, :, 9:] += 0.1
-        after = network.logits(network.features(attention, None), index, cells)
+        after = network.logits(network.features(attention, question), index, cells)
     assert torch.equal(before[:9], after[:9])
     assert not torch.isclose(before[9:], after[9:]).any()
 
@@ -147,7 +148,7 @@ def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() ->
 
 
 @pytest.mark.parametrize("kind", ["paper", "grid"])
-def test_a_scorer_file_reads_back_as_it_was_written(kind: str, tmp_path: Path) -> None:
+def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: Path) -> None:
     scorer = Scorer(made(kind), kind, {"recall_at_25": 0.5, "samples": 7.0})
     save_scorer(tmp_path / "scorer.safetensors", scorer, HEADS, {"model": "demo"})
     again = load_scorer(tmp_path / "scorer.safetensors", HEADS)

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from shutil import copytree
 
@@ -90,8 +91,9 @@ def test_a_label_holds_what_the_device_will_see(
     teacher: Teacher, data: Path, labels: dict[str, Label | None]
 ) -> None:
     first_layer = FirstLayer(teacher.text)
-    for asked in ask_all(teacher, read_examples(data, 20)):
-        label = labels[sample_name(asked.example)]
+    examples = read_examples(data, 20)
+    for example, asked in zip(examples, ask_all(teacher, examples), strict=True):
+        label = labels[sample_name(example)]
         if label is None:
             continue
         prompt = asked.prompt
@@ -133,6 +135,24 @@ def test_labels_are_kept_and_a_second_run_goes_on_from_them(
     train.run(again)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     check_files(tmp_path / "b.safetensors", tmp_path / "other.safetensors")
+
+
+def test_an_interrupted_run_keeps_its_labels(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(
+        teacher: Teacher, examples: Sequence[Example]
+    ) -> Iterator[tuple[Example, Label | None]]:
+        yield from islice(label_all(teacher, examples), 5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "label_all", interrupted)
+    options = TrainOptions(str(checkpoint), data, tmp_path / "a.safetensors", cache=tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        train.run(options)
+    (folder,) = (tmp_path / "c").iterdir()
+    cache = LabelCache(folder)
+    assert sum(sample_name(example) in cache for example in read_examples(data)) == 5
 
 
 def check_files(chosen: Path, other: Path) -> None:
@@ -255,7 +275,7 @@ def test_what_cannot_work_is_one_line_and_exit_status_2(
         ((checkpoint, data, new, "--epochs", 0), "Got --epochs 0"),
         ((checkpoint, tmp_path / "none.jsonl", new), "Cannot read"),
         ((tmp_path, data, new), "There is no"),
-        ((checkpoint, data, new, "--limit", 6), "too few to train on"),
+        ((checkpoint, data, new, "--limit", 6), "which leaves 0 to train on"),
     ):
         assert exit_of(monkeypatch, *arguments) == 2
         lines = capsys.readouterr().err.splitlines()

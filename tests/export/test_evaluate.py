@@ -1,0 +1,235 @@
+"""The evaluation: its figures on made-up answers, and a small run with the demo bundle."""
+
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+
+import tokprune
+from tokprune.budgets import KeepRatio
+from tokprune.scenes import suite
+from tokprune.selectors.baselines import random_tokens
+from tokprune_export import evaluate
+from tokprune_export.answer_cells import DEFAULT, Record, Setup, Task, answer_cells, opened
+from tokprune_export.evaluate import EvaluateOptions, tasks
+from tokprune_export.evaluation_report import Bootstrap, Results, markdown, plot, summarise
+from tokprune_export.scorers import PaperScorer, Scorer, save_scorer
+
+pytestmark = pytest.mark.torch
+NAMES = ("random/0", "random/1", "uniform", "uniform + size bias", "attention", DEFAULT)
+FACTS = {
+    "bundle": "made up",
+    "questions": "none",
+    "machine": "none",
+    "date": "2026-11-21",
+    "note": "Mind.",
+}
+
+
+def record(number: int, right: set[str]) -> Record:
+    """A question whose answer is right in the named cells."""
+    cells = ["full@1", *(f"{name}@0.5" for name in NAMES)]
+    answers = {cell: " RED " if cell in right else "blue" for cell in cells}
+    group = "colour" if number % 2 else "count"
+    agreement = {"attention": [0.5, 0.25, 0.1 * number]}
+    return Record(str(number), group, "red", 64, answers, agreement)
+
+
+@pytest.fixture
+def results() -> Results:
+    """Full is right on 8 of 8, `default` on 6, `uniform` on 4 (the colours), one seed on all."""
+    always = {"full@1", "random/0@0.5"}
+    records = [
+        record(
+            number,
+            always
+            | ({f"{DEFAULT}@0.5"} if number > 1 else set())
+            | ({"uniform@0.5"} if number % 2 else set()),
+        )
+        for number in range(8)
+    ]
+    return summarise(records, (0.5,), "attention", FACTS)
+
+
+def test_accuracy_is_by_type_with_the_worst_named(results: Results) -> None:
+    assert results["full"] == {"mean": 1.0, "groups": {"colour": 1.0, "count": 1.0}}
+    assert results["groups"] == {"colour": 4, "count": 4}
+    uniform = results["selectors"]["uniform"]["0.5"]
+    assert uniform["groups"] == {"colour": 1.0, "count": 0.0}
+    assert (uniform["worst_group"], uniform["mean"], uniform["loyalty"]) == ("count", 0.5, 0.5)
+    assert results["selectors"][DEFAULT]["0.5"]["of_full"]["mean"] == 0.75
+
+
+def test_the_seeds_of_random_are_averaged(results: Results) -> None:
+    assert results["selectors"]["random"]["0.5"]["mean"] == 0.5
+    assert results["random_spread"] == {"0.5": 1.0}
+    assert not [name for name in results["selectors"] if "/" in name]
+
+
+def test_differences_are_paired(results: Results) -> None:
+    ahead = results["differences"][DEFAULT]["random"]["0.5"]
+    assert ahead["mean"] == 0.25
+    assert ahead["low"] < 0.25 < ahead["high"]
+    random = np.random.default_rng(0)
+    easy = random.random(400) < 0.5
+    better = easy | (random.random(400) < 0.1)
+    found = Bootstrap(400).difference(better.astype(np.float32), easy.astype(np.float32))
+    # the spread is that of the pairs, far less than that of two independent means
+    assert 0 < found["low"] < found["mean"] < found["high"] < 2.5 * found["mean"]
+    assert found["high"] - found["low"] == pytest.approx(
+        2 * 1.96 * (better ^ easy).std() / 20, rel=0.1
+    )
+
+
+def test_an_accuracy_of_nothing_has_no_ratio() -> None:
+    ratio = Bootstrap(5).ratio(np.zeros(5, np.float32), np.zeros(5, np.float32))
+    assert np.isnan(list(ratio.values())).all()
+
+
+def test_tables_and_plot_show_every_selector(results: Results) -> None:
+    text = markdown(results)
+    for name in results["selectors"]:
+        assert f"| {name} |" in text
+    assert "| attention | 0.500 | 0.250 | 0.350 |" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("| uniform |")}
+    assert widths == {3, 7}
+    assert plot(results).startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def options(
+    demo_bundle: Path, demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> EvaluateOptions:
+    """Three drawn questions, with the true relevance and another scorer."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    heads = tokprune.load(demo_bundle).bundle.manifest.llm.heads
+    torch.manual_seed(0)
+    scorer = Scorer(PaperScorer(), "paper", {"samples": 0.0})
+    save_scorer(folder / "paper.safetensors", scorer, heads, {})
+    return EvaluateOptions(
+        bundle=demo_bundle,
+        out=folder / "out",
+        split="train",
+        tokens=64,
+        samples=3,
+        paper_scorer=folder / "paper.safetensors",
+        oracle=str(demo_checkpoint),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(options: EvaluateOptions) -> Path:
+    evaluate.run(options)
+    return options.out
+
+
+def test_a_run_writes_figures_tables_and_a_plot(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert results["samples"] == 3
+    assert {"random", "uniform", "attention", "oracle", "relevance (paper)", DEFAULT} <= set(
+        results["selectors"]
+    )
+    assert {"attention", "relevance (paper)"} <= set(results["agreement"])
+    assert "vision tokens on average" in (finished / "results.md").read_text()
+    assert (finished / "accuracy.png").stat().st_size > 10_000
+
+
+def test_a_broken_run_goes_on_with_the_missing_questions(
+    finished: Path, options: EvaluateOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = finished.glob("samples-*.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:40])  # cut off in the third
+    asked: list[str] = []
+
+    def counted(setup: Setup, task: Task) -> Record:
+        asked.append(task.key)
+        return answer_cells(setup, task)
+
+    before = json.loads((finished / "results.json").read_text())
+    monkeypatch.setattr(evaluate, "answer_cells", counted)
+    evaluate.run(options)
+    assert asked == [json.loads(lines[2])["key"]]
+    assert json.loads((finished / "results.json").read_text()) == before
+    assert path.read_text() == "".join(lines)
+
+
+def test_cells_hold_the_answers_that_a_user_gets(options: EvaluateOptions) -> None:
+    vlm = opened(Setup(options.bundle)).vlm
+    (task, *_) = tasks(options)
+    record = answer_cells(Setup(options.bundle), task)
+    (sample,) = suite("train", 1, tokens=64)
+    for cell, budget, selector in (
+        ("full@1", KeepRatio(1.0), None),
+        ("uniform@0.25", KeepRatio(0.25), "uniform"),
+        ("attention@0.06", KeepRatio(0.06), "attention"),
+        ("random/0@0.5", KeepRatio(0.5), random_tokens(crc32(f"{task.key} 0".encode()))),
+    ):
+        answer = vlm.ask(
+            list(sample.pictures), sample.question, budget, selector, max_new_tokens=24
+        )
+        assert record.cells[cell] == answer.text
+    assert record.agreement == {}
+
+
+def test_every_question_has_the_next_ones_words_beside_it(options: EvaluateOptions) -> None:
+    made = list(tasks(options))
+    following = [*(task.question for task in made[1:]), made[0].question]
+    assert [task.other_question for task in made] == following
+
+
+def test_what_cannot_work_is_one_line_and_exit_status_2(
+    options: EvaluateOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle, out = str(options.bundle), str(tmp_path / "out")
+    for arguments, message in (
+        ([bundle, "--out", out, "--samples", "0"], "--samples and --processes take 1 or more"),
+        ([bundle, "--out", out, "--tokens", "65"], "No grid of 65 vision tokens"),
+        ([bundle, "--out", out, "--paper-scorer", out], "There is no scorer file"),
+        ([str(tmp_path / "none"), "--out", out], "none"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tokprune-eval", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main()
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_two_processes_answer_what_one_does(
+    finished: Path, options: EvaluateOptions, tmp_path: Path
+) -> None:
+    evaluate.run(replace(options, out=tmp_path, samples=2, processes=2, oracle=None))
+    several, one = (
+        {line["key"]: line["cells"] for line in map(json.loads, path.read_text().splitlines())}
+        for path in (next(tmp_path.glob("*.jsonl")), next(finished.glob("*.jsonl")))
+    )
+    assert len(several) == 2
+    for key, cells in several.items():
+        # the last question's twin reads other words: there are fewer questions
+        same = {name: text for name, text in cells.items() if "shuffled" not in name}
+        assert same.items() <= one[key].items()
+
+
+def test_a_process_that_dies_is_one_line_and_nothing_is_lost(
+    options: EvaluateOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*_: object) -> Iterator[Record]:
+        yield record(0, set())
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(evaluate, "_answered", died)
+    with pytest.raises(evaluate.EvaluationBroken, match="goes on where it was"):
+        evaluate.run(replace(options, out=tmp_path))
+    (path,) = tmp_path.glob("*.jsonl")
+    assert len(path.read_text().splitlines()) == 1
