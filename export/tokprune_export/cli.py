@@ -45,7 +45,7 @@ def guarded(name: str, command: Callable[[], None]) -> int:
         print(f"{name}: {' '.join(str(error).split())} ({hint})", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print(f"{name}: interrupted, nothing was left behind", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
 
