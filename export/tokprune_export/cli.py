@@ -1,7 +1,6 @@
 """`tokprune-export` and `tokprune-train`. torch is imported where a step needs it."""
 
 import sys
-from collections.abc import Callable
 from time import perf_counter
 
 import tyro
@@ -9,12 +8,9 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from tokprune.errors import TokpruneError
 from tokprune.manifest import Manifest
-from tokprune_export.errors import ParityFailed
+from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
-
-REFUSED, OUT_OF_TOLERANCE, INTERRUPTED = 2, 1, 130
 
 
 def export_main() -> None:
@@ -28,26 +24,6 @@ def train_main() -> None:
     from tokprune_export.train import main
 
     main()
-
-
-def guarded(name: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit status; what was refused is one line on stderr."""
-    try:
-        command()
-    except ParityFailed as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return OUT_OF_TOLERANCE
-    except (TokpruneError, OSError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return REFUSED
-    except ModuleNotFoundError as error:
-        hint = "pip install 'tokprune[export]'; a torchvision that does not fit torch breaks it too"
-        print(f"{name}: {' '.join(str(error).split())} ({hint})", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 0
 
 
 def run_export(options: ExportOptions) -> None:

@@ -29,9 +29,9 @@ from tokprune.pictures import load_picture
 from tokprune.scenes import Split, suite
 from tokprune_export.answer_cells import Record, Setup, Task, answer_cells, opened, own_scores
 from tokprune_export.checkpoint import open_checkpoint
-from tokprune_export.cli import guarded
 from tokprune_export.evaluation_report import markdown, plot, summarise
 from tokprune_export.examples import read_examples
+from tokprune_export.exits import guarded
 from tokprune_export.progress import Counting
 from tokprune_export.records import tokprune_version
 from tokprune_export.teacher import fingerprint

@@ -15,8 +15,8 @@ from rich.table import Table
 from tokprune.errors import RequestInvalid
 from tokprune_export.agreement import Quality, attention_scores, quality
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
-from tokprune_export.cli import guarded
 from tokprune_export.examples import Example, read_examples
+from tokprune_export.exits import guarded
 from tokprune_export.label_cache import SHARD_LABELS, Label, LabelCache
 from tokprune_export.labels import label_all, picture_hash, sample_name
 from tokprune_export.progress import Counting

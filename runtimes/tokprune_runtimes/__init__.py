@@ -3,6 +3,7 @@
 This is the lowest layer. It knows engines, and nothing of vision tokens or prompts.
 """
 
-from tokprune_runtimes.graph import BACKENDS, Array, Backend, Carry, Feeds, Graph, Loop, load_graph
+from tokprune_runtimes.arrays import Array, Carry, Feeds
+from tokprune_runtimes.graph import BACKENDS, Backend, Graph, Loop, load_graph
 
 __all__ = ["BACKENDS", "Array", "Backend", "Carry", "Feeds", "Graph", "Loop", "load_graph"]

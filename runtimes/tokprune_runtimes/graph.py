@@ -1,31 +1,13 @@
 """What every engine offers, and how one is chosen by name."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
+from tokprune_runtimes.arrays import Array, Carry, Feeds
 
-Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
-Feeds: TypeAlias = Mapping[str, Array]
 Backend = Literal["cpu"]
 BACKENDS: tuple[Backend, ...] = ("cpu",)
-
-
-@dataclass(frozen=True)
-class Carry:
-    """An output that becomes an input of the next step, and never leaves the engine.
-
-    `axis` is the one that grows. With `capacity`, a buffer of that length is allocated once and
-    updated in place; without, the output is a new, longer tensor each step.
-    """
-
-    output: str
-    input: str
-    shape: tuple[int, ...]  # of the buffer, or of the empty start; 0 at `axis` without capacity
-    axis: int
-    in_place: bool
 
 
 @runtime_checkable

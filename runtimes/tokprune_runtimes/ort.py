@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tokprune_runtimes.graph import Array, Carry, Feeds
+from tokprune_runtimes.arrays import Array, Carry, Feeds
 
 # From 1.29 on, ONNX Runtime's Linux wheels send events to Microsoft and keep a device id in the
 # user's cache, unless this is set before the first import (microsoft/onnxruntime#27379, #29843).

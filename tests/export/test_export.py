@@ -15,8 +15,9 @@ import pytest
 import tokprune
 from tokprune.manifest import Graphs, LlmShape, Manifest
 from tokprune_export import export, parity, preflight
-from tokprune_export.cli import guarded, run_export
+from tokprune_export.cli import run_export
 from tokprune_export.errors import ParityFailed
+from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
 from tokprune_export.oracle import Expected
 
