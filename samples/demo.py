@@ -47,7 +47,7 @@ def comparison(vlm: tokprune.VLM, picture: Picture, question: str) -> Table:
     )
     for stage in STAGES:
         table.add_row(f"{stage} ms", *(f"{answer.timings_ms[stage]:.1f}" for answer in answers))
-    table.add_row("first token after ms", *(f"{answer.ttft_ms:.1f}" for answer in answers))
+    table.add_row("TTFT ms", *(f"{answer.ttft_ms:.1f}" for answer in answers))
     return table
 
 
