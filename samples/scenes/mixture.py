@@ -24,7 +24,7 @@ from tokprune.scenes import (
 
 CAPTION = len(GROUPS)  # number of the auxiliary task, after the groups
 SINGLE = GROUPS[:-1]  # questions about one picture
-# The hard ones more often: shares found on the development split.
+# The hard ones more often. A guess from earlier runs; the shares were not searched.
 ASKED = (*SINGLE, "relation_yes_no", "relation_yes_no", "count", "count", "digit", "relation")
 OPEN = "<|im_start|>user\n"
 SEE = "<|vision_start|>"
