@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from tokprune.families import FAMILIES
 from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Piece, Tokens
-from tokprune.prompting import Conversation, Picture, Turn, build_prompt
-from tokprune.types import Prepared, Region
+from tokprune.prompting import Conversation, Shown, Turn, build_prompt
+from tokprune.types import MediumKind, Prepared, Region
 from tokprune_export.errors import ExportRefused
 
 USER, AGAIN, ANSWER, SYSTEM = "Qmarkerone", "Qmarkertwo", "Amarker", "Smarker"
-IMAGE = {"type": "image"}
+IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 
 
 class Template:
@@ -45,9 +45,13 @@ class Template:
                 f"{folder} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json): add the one that it was trained with"
             )
+        self._in_parts = False  # whether what is said comes as a list, in every role
+        self._in_parts = ANSWER not in self.render([_user(USER), _assistant(ANSWER), _user(AGAIN)])
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         """Return the prompt of a conversation that awaits an answer."""
+        if self._in_parts:
+            messages = [_say_in_parts(**message) for message in messages]
         return self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
@@ -74,6 +78,9 @@ def compile_chat(folder: Path, template: Template) -> Chat:
     before, after = _around(template.render([_user(IMAGE, USER)]), USER)
     if end != generation or after != generation or not before.startswith(head):
         raise ExportRefused("The chat template changes its frame with pictures or turns")
+    picture = before.removeprefix(head)
+    swapped, _ = _around(template.render([_user(USER, IMAGE)]), USER)
+    video = _video(template, head)
     system = _system(template)
     return Chat(
         head=piece(head),
@@ -81,7 +88,9 @@ def compile_chat(folder: Path, template: Template) -> Chat:
         reply=piece(reply),
         next_user=piece(following),
         generation=piece(generation),
-        picture=piece(before.removeprefix(head)),
+        picture=piece(picture),
+        video=piece(video) if video else None,
+        media_first=swapped == head + picture != head,
     )
 
 
@@ -92,10 +101,12 @@ def verify_chat(folder: Path, template: Template, chat: Chat, tokens: Tokens, fa
         ExportRefused: ids differ, with the first conversation where they do.
     """
     tokenizer, processor = open_tokenizer(folder), FAMILIES[family].open(folder)
-    conversations = _conversations(systems=chat.head_system is not None)
+    conversations = _conversations(
+        systems=chat.head_system is not None, videos=chat.video is not None
+    )
     for messages in conversations:
-        conversation, pictures = _parsed(messages)
-        ours = build_prompt(conversation, pictures, chat, tokens, tokenizer, processor).ids.tolist()
+        conversation, media = _parsed(messages, media_first=chat.media_first)
+        ours = build_prompt(conversation, media, chat, tokens, tokenizer, processor).ids.tolist()
         oracle = template.ids(template.render(messages))
         if ours != oracle:
             raise ExportRefused(
@@ -143,6 +154,22 @@ def _system(template: Template) -> list[str] | None:
     return _around(text, SYSTEM, USER)[:2] if SYSTEM in text else None
 
 
+def _video(template: Template, head: str) -> str:
+    """Return what stands for a video, or nothing where the template takes none."""
+    from jinja2 import TemplateError
+
+    try:
+        text = template.render([_user(VIDEO, USER)])
+    except TemplateError:
+        return ""
+    return _around(text, USER)[0].removeprefix(head)
+
+
+def _say_in_parts(role: str, content: Any) -> dict[str, Any]:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {"role": role, "content": parts}
+
+
 def _say(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": text}
 
@@ -156,7 +183,7 @@ def _user(*content: str | dict[str, str]) -> dict[str, Any]:
     return {"role": "user", "content": parts}
 
 
-def _conversations(*, systems: bool) -> list[list[dict[str, Any]]]:
+def _conversations(*, systems: bool, videos: bool) -> list[list[dict[str, Any]]]:
     """Return conversations with pictures and text in every order, and text that tokenisers cut."""
     texts = (
         "What is this?",
@@ -187,12 +214,18 @@ def _conversations(*, systems: bool) -> list[list[dict[str, Any]]]:
     if systems:
         turns += [[_say("system", text), *turns[index]] for index, text in enumerate(texts[:5])]
         turns += [[_say("system", second), *turns[-6]]]
+    if videos:
+        turns += [[_user(VIDEO, text)] for text in texts[:4]]
+        turns += [[_user(first, VIDEO, second, IMAGE, third)], [_user(VIDEO, VIDEO, first)]]
+        turns += [[_user(VIDEO, first), _assistant("Yes."), _user(IMAGE, second)]]
     return turns
 
 
-def _parsed(messages: Sequence[dict[str, Any]]) -> tuple[Conversation, list[Prepared]]:
-    """Return the same conversation as the device takes it; every picture is one vision token."""
-    system, turns, count = None, [], 0
+def _parsed(
+    messages: Sequence[dict[str, Any]], *, media_first: bool
+) -> tuple[Conversation, list[Prepared]]:
+    """Return the same conversation as the device takes it; everything shown is one vision token."""
+    system, turns, media = None, [], []
     for message in messages:
         said = message["content"]
         if message["role"] == "system":
@@ -200,15 +233,22 @@ def _parsed(messages: Sequence[dict[str, Any]]) -> tuple[Conversation, list[Prep
         elif message["role"] == "assistant":
             turns[-1] = Turn(turns[-1].content, said)
         else:
-            content: list[str | Picture] = []
-            for part in said:
-                content.append(part["text"] if part["type"] == "text" else Picture(count))
-                count += part["type"] == "image"
+            content: list[str | Shown] = []
+            kinds = [IMAGE["type"], VIDEO["type"], "text"]
+            ordered = sorted(said, key=lambda part: kinds.index(part["type"]))
+            for part in ordered if media_first else said:
+                if part["type"] == "text":
+                    content.append(part["text"])
+                    continue
+                content.append(Shown(len(media)))
+                media.append(_shown(len(media), "video" if part == VIDEO else "picture"))
             turns.append(Turn(tuple(content)))
-    return Conversation(tuple(turns), system), [_picture(index) for index in range(count)]
+    return Conversation(tuple(turns), system), media
 
 
-def _picture(index: int) -> Prepared:
+def _shown(index: int, kind: MediumKind) -> Prepared:
     where = np.zeros((1, 7), np.int32)
     where[:, 0] = index
-    return Prepared((), lambda outputs: outputs[0], where, (Region(index, 0, 0, 1, 1),), (1, 1))
+    return Prepared(
+        kind, (), lambda outputs: outputs[0], where, (Region(index, 0, 0, 1, 1),), (1, 1)
+    )

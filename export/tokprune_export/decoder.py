@@ -39,6 +39,10 @@ class TextModel:
         """Leading axis of `position_ids`: 3 for M-RoPE, else 1."""
         return 3 if self.mrope_section else 1
 
+    def position_ids(self, positions: Int64[Tensor, "p 1 t"]) -> Int64[Tensor, "..."]:
+        """Return positions as the HF decoder takes them: [3, 1, t] for M-RoPE, else [1, t]."""
+        return positions if self.mrope_section else positions[0]
+
     @property
     def cache_dim(self) -> int:
         """Head size in the cache: others than multiples of 8 are padded with zeros."""

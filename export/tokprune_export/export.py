@@ -90,7 +90,8 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     preflight.check(needed, options.output)
     step("chat template")
     template = Template(checkpoint.folder)
-    chat, tokens = compile_chat(checkpoint.folder, template), records.tokens(checkpoint)
+    chat = compile_chat(checkpoint.folder, template)
+    tokens = records.tokens(checkpoint, chat)
     verify_chat(checkpoint.folder, template, chat, tokens, checkpoint.family)
     return Plan(options, checkpoint, family, limits, scorer, chat, tokens, needed)
 
@@ -102,7 +103,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
     written, shape, expected = write_graphs(plan, folder, step)
     step("parity")
     atol = plan.options.atol
-    bench = parity.Bench(folder, written, plan.family, plan.checkpoint.family, atol)
+    bench = parity.Bench(folder, written, plan.checkpoint.family, atol)
     rows = list(parity.check(bench, expected, plan.scorer.network))
     outcome(rows)
     if failed := sum(not row.ok for row in rows):

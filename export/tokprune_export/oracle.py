@@ -119,7 +119,7 @@ def _attention(model: Any, text: TextModel, prompt: Tensor, trial: Trial) -> Arr
     try:
         output = text.model(
             inputs_embeds=prompt[None],
-            position_ids=trial.positions.to(prompt.device),
+            position_ids=text.position_ids(trial.positions.to(prompt.device)),
             output_attentions=True,
             use_cache=False,
         )
@@ -159,7 +159,7 @@ def _forward(
         mask = added.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[None, None]
     output = text.model(
         inputs_embeds=embeds[None],
-        position_ids=torch.from_numpy(positions)[:, None].to(embeds.device),
+        position_ids=text.position_ids(torch.from_numpy(positions)[:, None].to(embeds.device)),
         attention_mask=mask,
         use_cache=False,
     )

@@ -13,10 +13,10 @@ from torch import nn
 
 from tokprune.canvas import canvas
 from tokprune.families import FAMILIES
+from tokprune.graphs import VisionEncoder
 from tokprune.manifest import Graphs, GraphSpec, LlmForm
 from tokprune.types import Array, Region
 from tokprune_export.errors import ParityFailed
-from tokprune_export.families import Family
 from tokprune_export.oracle import Expected, Run
 from tokprune_runtimes import Carry, Graph, load_graph
 
@@ -43,8 +43,7 @@ class Bench:
 
     folder: Path
     graphs: Graphs
-    family: Family
-    family_name: str
+    family: str
     atol: float
 
     def open(self, spec: GraphSpec) -> Graph:
@@ -67,7 +66,7 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
     """Yield a row for every graph, form and case."""
     yield from _positions(bench, expected)
     encoder = bench.open(bench.graphs.vision_encoder)
-    vision = [_encode(bench, encoder, one) for one in expected]
+    vision = [VisionEncoder(encoder)(one.trial.media).embeds for one in expected]
     for one, tokens in zip(expected, vision, strict=True):
         yield compare("vision_encoder", "", one.trial.name, tokens, one.vision, bench.atol)
     del encoder
@@ -131,16 +130,12 @@ def table(rows: Sequence[Row]) -> Table:
 
 def _positions(bench: Bench, expected: Sequence[Expected]) -> Iterator[Row]:
     """Compare the numpy half's position ids, which must be equal."""
-    processor = FAMILIES[bench.family_name].open(bench.folder)
+    processor = FAMILIES[bench.family].open(bench.folder)
     for one in expected:
         ours, following = processor.positions(one.trial.spans)
         oracle = one.trial.positions[:, 0].numpy()
         row = compare("positions", "", one.trial.name, ours, oracle, 0.0)
         yield row if following == one.trial.next_position else replace(row, ok=False)
-
-
-def _encode(bench: Bench, encoder: Graph, one: Expected) -> Array:
-    return bench.family.pack([encoder.run(feeds)["vision_tokens"] for feeds in one.trial.feeds])
 
 
 def _first_layer(bench: Bench, expected: Sequence[Expected]) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokprune.files import sha256_file
 from tokprune.loading import open_tokenizer
-from tokprune.manifest import File, Limits, Source, Tokens
+from tokprune.manifest import Chat, File, Limits, Source, Tokens
 from tokprune_export.chat_template import special_ids
 from tokprune_export.checkpoint import Checkpoint
 from tokprune_export.errors import ExportRefused
@@ -47,7 +47,7 @@ def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
     return Limits(max_input_len=input_len, max_kv_len=kv_len)
 
 
-def tokens(checkpoint: Checkpoint) -> Tokens:
+def tokens(checkpoint: Checkpoint, chat: Chat) -> Tokens:
     """Return the ids that the host must know."""
     special = special_ids(open_tokenizer(checkpoint.folder))
     eos = _eos(checkpoint, special)
@@ -56,8 +56,13 @@ def tokens(checkpoint: Checkpoint) -> Tokens:
             f"{checkpoint.folder} names no eos_token_id (generation_config.json, config.json) and "
             "no eos_token (tokenizer_config.json): add the token that ends an answer"
         )
-    image = int(checkpoint.config["image_token_id"])
-    return Tokens(image=image, eos=eos, control=sorted(special.values()))
+    video = checkpoint.config.get("video_token_id") if chat.video else None
+    return Tokens(
+        image=int(checkpoint.config["image_token_id"]),
+        video=None if video is None else int(video),
+        eos=eos,
+        control=sorted(special.values()),
+    )
 
 
 def _eos(checkpoint: Checkpoint, special: Mapping[str, int]) -> list[int]:

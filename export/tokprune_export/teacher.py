@@ -18,7 +18,7 @@ from tokprune.files import sha256_file
 from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Tokens
 from tokprune.pictures import load_picture
-from tokprune.prompting import Conversation, Picture, Turn, build_prompt
+from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.types import Prepared, Prompt, VisionTokens
 from tokprune_export.chat_template import Template, compile_chat
 from tokprune_export.checkpoint import Checkpoint
@@ -57,13 +57,14 @@ def open_teacher(checkpoint: Checkpoint, device: torch.device) -> Teacher:
     family = FAMILIES[checkpoint.family]
     family.check(checkpoint.config)
     model = family.load(checkpoint.folder, None).to(device)
+    chat = compile_chat(checkpoint.folder, Template(checkpoint.folder))
     return Teacher(
         text=family.text(model),
         encoder=family.vision(model).module.to(device),
         processor=PROCESSORS[checkpoint.family].open(checkpoint.folder),
         tokenizer=open_tokenizer(checkpoint.folder),
-        chat=compile_chat(checkpoint.folder, Template(checkpoint.folder)),
-        tokens=tokens(checkpoint),
+        chat=chat,
+        tokens=tokens(checkpoint, chat),
         device=device,
     )
 
@@ -87,7 +88,7 @@ def ask_all(teacher: Teacher, examples: Sequence[Example]) -> Iterator[Asked]:
 
     for example in examples:
         prepared, vision = encoded(example.pictures)
-        content = (*(Picture(index) for index in range(len(prepared))), example.question)
+        content = (*(Shown(index) for index in range(len(prepared))), example.question)
         prompt = build_prompt(
             Conversation((Turn(content),)),
             prepared,
@@ -130,9 +131,10 @@ def greedy(
     cache = DynamicCache(config=teacher.text.model.config)
     ids: list[int] = []
     while len(ids) <= most:
-        position_ids = positions[:, None] if len(positions) > 1 else positions
         hidden = teacher.text.model(
-            inputs_embeds=embeds[None], position_ids=position_ids, past_key_values=cache
+            inputs_embeds=embeds[None],
+            position_ids=teacher.text.position_ids(positions[:, None]),
+            past_key_values=cache,
         ).last_hidden_state
         token = int(teacher.text.head(hidden[:, -1]).argmax())
         if token in teacher.tokens.eos:

@@ -70,7 +70,13 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         yield f"{llm.heads} heads cannot share {llm.kv_heads} kv_heads"
     if limits.max_input_len > limits.max_kv_len:
         yield "limits.max_input_len is above limits.max_kv_len"
-    ids = [tokens.image, *tokens.eos, *tokens.control, *_chat_ids(manifest.chat)]
+    ids = [
+        tokens.image,
+        *_known(tokens.video),
+        *tokens.eos,
+        *tokens.control,
+        *_chat_ids(manifest.chat),
+    ]
     for number in ids:
         if not 0 <= number < llm.vocab_size:
             yield f"the token id {number!r:.60} is outside the vocabulary of {llm.vocab_size}"
@@ -78,13 +84,20 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         yield "tokens.eos is empty, so no answer would end"
     if manifest.chat.picture.count(tokens.image) != 1:
         yield f"chat.picture must hold the image token {tokens.image} once"
+    video = manifest.chat.video
+    if (video is None) != (tokens.video is None) or (video or []).count(tokens.video) > 1:
+        yield "chat.video and tokens.video must both be there, the token once, or neither"
     if manifest.chat.head_system is not None and len(manifest.chat.head_system) != 2:
         yield "chat.head_system must have two pieces, before and after the system message"
 
 
+def _known(token: int | None) -> list[int]:
+    return [] if token is None else [token]
+
+
 def _chat_ids(chat: Chat) -> Iterator[int]:
     pieces = [chat.head, chat.reply, chat.next_user, chat.generation, chat.picture]
-    for piece in [*pieces, *(chat.head_system or [])]:
+    for piece in [*pieces, chat.video or [], *(chat.head_system or [])]:
         yield from (item for item in piece if isinstance(item, int))
 
 

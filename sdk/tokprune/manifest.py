@@ -91,12 +91,15 @@ class Chat(_Strict, frozen=True):
     next_user: Piece  # between an earlier answer and the user's next words
     generation: Piece  # after the last user's words
     picture: Piece  # stands for one picture; its image_token_id is repeated once a vision token
+    video: Piece | None  # the same for a video; None: the template takes none
+    media_first: bool  # the template moves pictures and videos before the words of a turn
 
 
 class Tokens(_Strict, frozen=True):
     """Ids that the host must know."""
 
-    image: int
+    image: int  # placeholder of a picture's vision tokens
+    video: int | None  # of a video's; None where this checkpoint has no such placeholder
     eos: list[int]
     control: list[int]  # ids that user text must never make
 

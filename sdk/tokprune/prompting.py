@@ -14,18 +14,18 @@ from tokprune.types import Prepared, Prompt
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture's place in a turn."""
+class Shown:
+    """The place of a picture or video in a turn."""
 
-    number: int  # among the pictures of the conversation, from 0
+    number: int  # among all that were prepared for the conversation, from 0
 
 
-Content: TypeAlias = str | Picture
+Content: TypeAlias = str | Shown
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user said, with pictures where they stood, and what was answered."""
+    """What the user said, with pictures and videos where they stood, and what was answered."""
 
     content: tuple[Content, ...]
     answer: str | None = None  # None: the turn to be answered
@@ -52,7 +52,8 @@ class _Text(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    picture: int
+    number: int
+    token: int  # the placeholder's id
 
 
 _Item: TypeAlias = _Text | _Slots | int  # an int is a special token's id
@@ -60,7 +61,7 @@ _Item: TypeAlias = _Text | _Slots | int  # an int is a special token's id
 
 def build_prompt(
     conversation: Conversation,
-    pictures: Sequence[Prepared],
+    media: Sequence[Prepared],
     chat: Chat,
     tokens: Tokens,
     tokenizer: Any,
@@ -70,20 +71,23 @@ def build_prompt(
 
     Args:
         conversation: what was said; user text is text, whatever it spells.
-        pictures: cut by the family's processor, in the order of `Picture.number`.
+        media: pictures and videos, cut by the family's processor, in the order of `Shown.number`.
         chat: the compiled template.
         tokens: ids of the checkpoint.
         tokenizer: a `tokenizers.Tokenizer` with `encode_special_tokens` on.
         processor: gives positions.
 
     Raises:
-        RequestInvalid: the text is not valid Unicode, or would make a control token.
+        RequestInvalid: the text is not valid Unicode, or would make a control token; or the
+            checkpoint's template takes no video, or puts pictures before videos.
     """
     ids: list[int] = []
     words: list[bool] = []
     slots: list[int] = []
     spans: list[Span] = []
-    for is_text, run in groupby(_items(conversation, chat, tokens), lambda i: isinstance(i, _Text)):
+    latest = 0
+    items = _items(conversation, media, chat, tokens)
+    for is_text, run in groupby(items, lambda item: isinstance(item, _Text)):
         if is_text:
             run_ids, run_words = _tokenise([i for i in run if isinstance(i, _Text)], tokenizer)
             _refuse_control(run_ids, tokens)
@@ -91,12 +95,18 @@ def build_prompt(
             continue
         for item in run:
             if isinstance(item, _Slots):
-                picture = pictures[item.picture]
-                count = len(picture.where)
+                if slots and item.number < latest:  # vision tokens stand in the LLM's order
+                    raise RequestInvalid(
+                        "This checkpoint's chat template puts pictures before videos: give them "
+                        "in that order"
+                    )
+                latest = item.number
+                shown = media[item.number]
+                count = len(shown.where)
                 slots += range(len(ids), len(ids) + count)
-                ids += [tokens.image] * count
+                ids += [item.token] * count
                 words += [False] * count
-                spans.append(Span(count, picture.regions))
+                spans.append(Span(count, shown.regions))
             elif isinstance(item, int):
                 _append(spans, ids, words, [item], [False])
     positions, next_position = processor.positions(spans)
@@ -120,25 +130,45 @@ def _append(
         spans.append(Span(len(new)))
 
 
-def _items(conversation: Conversation, chat: Chat, tokens: Tokens) -> list[_Item]:
+def _items(
+    conversation: Conversation, media: Sequence[Prepared], chat: Chat, tokens: Tokens
+) -> list[_Item]:
     """Lay out pieces and content in order."""
     items = _opening(conversation.system, chat)
     for number, turn in enumerate(conversation.turns):
         last = turn.answer is None
         if number:
             items += _piece(chat.next_user)
-        for content in turn.content:
-            if isinstance(content, Picture):
-                items += [
-                    _Slots(content.number) if item == tokens.image else item
-                    for item in _piece(chat.picture)
-                ]
+        for content in _ordered(turn.content, media) if chat.media_first else turn.content:
+            if isinstance(content, Shown):
+                items += _shown(content.number, media[content.number], chat, tokens)
             else:
                 items.append(_Text(_checked(content), last))
         items += _piece(chat.generation if last else chat.reply)
         if turn.answer is not None:
             items.append(_Text(_checked(turn.answer), words=False))
     return items
+
+
+def _ordered(content: Sequence[Content], media: Sequence[Prepared]) -> list[Content]:
+    """Return pictures, then videos, then words, each in their order."""
+
+    def place(part: Content) -> int:
+        if not isinstance(part, Shown):
+            return 2
+        return 1 if media[part.number].kind == "video" else 0
+
+    return sorted(content, key=place)
+
+
+def _shown(number: int, shown: Prepared, chat: Chat, tokens: Tokens) -> list[_Item]:
+    """Lay out one picture or video."""
+    piece, token = chat.picture, tokens.image
+    if shown.kind == "video":
+        if chat.video is None or tokens.video is None:
+            raise RequestInvalid("This checkpoint's chat template takes no video: give pictures")
+        piece, token = chat.video, tokens.video
+    return [_Slots(number, token) if item == token else item for item in _piece(piece)]
 
 
 def _opening(system: str | None, chat: Chat) -> list[_Item]:
@@ -176,7 +206,7 @@ def _tokenise(run: list[_Text], tokenizer: Any) -> tuple[list[int], list[bool]]:
 
 
 def _refuse_control(ids: list[int], tokens: Tokens) -> None:
-    made = set(ids) & {tokens.image, *tokens.control}
+    made = set(ids) & {tokens.image, tokens.video, *tokens.control}
     if made:
         raise RequestInvalid(
             f"The text would make control tokens (ids {sorted(made)}): this tokenizer cannot spell "

@@ -13,9 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 
+from tokprune.errors import PictureInvalid, RequestInvalid
+
 Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 Image: TypeAlias = UInt8[Array, "h w 3"]  # RGB
 Images: TypeAlias = Sequence[UInt8[Array, "_ _ 3"]]  # their sizes may differ
+MediumKind = Literal["picture", "video"]
 Scores: TypeAlias = Float32[Array, " n"]  # higher is kept first
 Feeds: TypeAlias = Mapping[str, Array]
 FinishReason = Literal["stop", "length"]
@@ -35,14 +38,33 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One picture, cut into what its family's vision encoder takes (numpy, before any engine)."""
+class Clip:
+    """A video as the frames that were taken from it, in the order of time."""
 
+    frames: UInt8[Array, "f h w 3"]  # RGB
+    fps: float  # of these frames, not of the file
+
+    def __post_init__(self) -> None:
+        if not len(self.frames):
+            raise PictureInvalid("A video needs one frame or more, got none")
+        if not (np.isfinite(self.fps) and self.fps > 0):
+            raise RequestInvalid(f"The frames of a video need a rate above 0, got {self.fps}")
+
+
+Medium: TypeAlias = UInt8[Array, "_ _ 3"] | Clip  # a picture or a video
+Media: TypeAlias = Sequence[Medium]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture or video, cut into what its family's vision encoder takes (before any engine)."""
+
+    kind: MediumKind  # which placeholder of the chat template it takes
     calls: tuple[Feeds, ...]  # one run of the vision encoder each
     pack: Callable[[list[Array]], Array]  # encoder outputs, in order -> embeds [n, d]
-    where: Int32[Array, "n 7"]  # picture counted within the prompt
+    where: Int32[Array, "n 7"]  # pictures and videos counted together within the prompt
     regions: tuple[Region, ...]
-    size_hw: tuple[int, int]  # pixels of the picture as given
+    size_hw: tuple[int, int]  # pixels of the picture or frame as given
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A loaded bundle that answers questions about pictures."""
+"""A loaded bundle that answers questions about pictures and videos."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import Generation, LanguageModel
 from tokprune.pictures import PictureSource, load_picture
 from tokprune.pipeline import Pipeline
-from tokprune.prompting import Conversation, Picture, Turn, build_prompt
+from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.sampling import Sampling
 from tokprune.selection import keep_all, select
 from tokprune.selectors import LEARNED, SELECTORS, Scorer, Selector
 from tokprune.stopwatch import Stopwatch
 from tokprune.stream import AnswerStream
-from tokprune.types import Answer, First, Prepared, Prompt, Ranking, VisionTokens
+from tokprune.types import Answer, Clip, First, Prepared, Prompt, Ranking, VisionTokens
 
-Pictures: TypeAlias = PictureSource | Sequence[PictureSource]
+Shows: TypeAlias = PictureSource | Clip  # one picture or video
+Pictures: TypeAlias = Shows | Sequence[Shows]
 MakeSelector: TypeAlias = Callable[[Scorer], Selector]
 
 
@@ -55,8 +56,8 @@ class VLM:
         """Answer a question about one or several pictures.
 
         Args:
-            image: a path, PIL picture or uint8 array [h, w, 3] RGB, or a list of these. They
-                stand before the question, in order.
+            image: a path, PIL picture, uint8 array [h, w, 3] RGB or `Clip` (the frames of a
+                video), or a list of these. They stand before the question, in order.
             question: what the user says.
             budget: how many vision tokens may enter the LLM: a share (0.5), a count (128),
                 `KeepRatio` or `KeepCount`.
@@ -113,7 +114,7 @@ class VLM:
         wanted = budget_of(budget)
         generation = Generation(max_new_tokens, Sampling(temperature, top_p, seed))
         with watch.stage("preprocess"):
-            prompt, pictures = self.prepare(image, question, system=system)
+            prompt, media = self.prepare(image, question, system=system)
         pipeline = Pipeline(
             vision_graph=watch.timed("vision", self.vision),
             first_layer=partial(_timed_first, self.first_layer, watch),
@@ -121,25 +122,27 @@ class VLM:
             select=watch.timed("select", select),
             llm=partial(self.llm.generate, generation=generation),
         )
-        flow = partial(pipeline.answer, prompt, pictures, wanted)
+        flow = partial(pipeline.answer, prompt, media, wanted)
         return AnswerStream(flow, self.tokenizer, watch, name)
 
     def prepare(
         self, image: Pictures, question: str, *, system: str | None = None
     ) -> tuple[Prompt, tuple[Prepared, ...]]:
-        """Read the pictures and lay out the prompt; no engine runs."""
+        """Read pictures and videos and lay out the prompt; no engine runs."""
         several = isinstance(image, Sequence) and not isinstance(image, (str, bytes))
-        sources = list(cast(Sequence[PictureSource], image if several else [image]))
+        sources = list(cast(Sequence[Shows], image if several else [image]))
         if not sources:
             raise RequestInvalid("A question needs one picture or more, got an empty list")
-        pictures = self.processor.prepare([load_picture(source) for source in sources])
-        content = (*(Picture(index) for index in range(len(pictures))), question)
+        media = self.processor.prepare(
+            [source if isinstance(source, Clip) else load_picture(source) for source in sources]
+        )
+        content = (*(Shown(index) for index in range(len(media))), question)
         conversation = Conversation((Turn(content),), system)
         manifest = self.bundle.manifest
         prompt = build_prompt(
-            conversation, pictures, manifest.chat, manifest.tokens, self.tokenizer, self.processor
+            conversation, media, manifest.chat, manifest.tokens, self.tokenizer, self.processor
         )
-        return prompt, pictures
+        return prompt, media
 
     def selector(self, selector: str | Selector | None) -> tuple[str, MakeSelector]:
         """Return a selector's name, and what builds it from a scorer.

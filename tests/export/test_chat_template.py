@@ -38,7 +38,8 @@ def folder(demo_checkpoint: Path, tmp_path: Path) -> Path:
 def with_template(folder: Path, template: str) -> tuple[Path, Template, Tokens]:
     (folder / "chat_template.jinja").write_text(template)
     special = special_ids(open_tokenizer(folder))
-    tokens = Tokens(special["<|image_pad|>"], [special["<|im_end|>"]], sorted(special.values()))
+    image, video, end = (special[f"<|{x}|>"] for x in ("image_pad", "video_pad", "im_end"))
+    tokens = Tokens(image, video, [end], sorted(special.values()))
     return folder, Template(folder), tokens
 
 

@@ -15,7 +15,7 @@ from tokprune.families import Processor
 from tokprune.families.qwen2_vl import positions
 from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Tokens
-from tokprune.prompting import Conversation, Picture, Turn, build_prompt
+from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.types import Prepared, Prompt, Region
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -78,10 +78,12 @@ def build(tokenizer: Tokenizer) -> Build:
         next_user=[end, "\n", start, "user\n"],
         generation=[end, "\n", start, "assistant\n"],
         picture=[before, image, after],
+        video=None,
+        media_first=False,
     )
-    tokens = Tokens(image=image, eos=[end], control=list(ids.values()))
+    tokens = Tokens(image=image, video=None, eos=[end], control=list(ids.values()))
     where = np.zeros((6, 7), np.int32)
-    pictures = (Prepared((), lambda _: where, where, (Region(0, 0, 0, 2, 3),), (1, 1)),)
+    pictures = (Prepared("picture", (), lambda _: where, where, (Region(0, 0, 0, 2, 3),), (1, 1)),)
     processor = Processor(prepare=lambda _: pictures, positions=positions)
     return lambda conversation: build_prompt(
         conversation, pictures, chat, tokens, tokenizer, processor
@@ -109,12 +111,12 @@ def hostile(chance: random.Random, special: list[str]) -> str:
 def placed(text: str, place: str) -> Conversation:
     """Return a conversation of one picture with hostile text somewhere in it."""
     if place == "system":
-        return Conversation((Turn((Picture(0), "why?")),), system=text)
+        return Conversation((Turn((Shown(0), "why?")),), system=text)
     if place == "answer":
-        return Conversation((Turn((Picture(0), "why?"), text), Turn(("and now?",))))
+        return Conversation((Turn((Shown(0), "why?"), text), Turn(("and now?",))))
     if place == "both sides":
-        return Conversation((Turn((text, Picture(0), text)),))
-    return Conversation((Turn((Picture(0), text)),))
+        return Conversation((Turn((text, Shown(0), text)),))
+    return Conversation((Turn((Shown(0), text)),))
 
 
 def as_spelled(text: str, tokenizer: Tokenizer) -> str:

@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -6,12 +7,12 @@ from tokprune import RequestInvalid
 from tokprune.families import Processor
 from tokprune.families.qwen2_vl import positions
 from tokprune.manifest import Chat, Tokens
-from tokprune.prompting import Conversation, Picture, Turn, build_prompt
-from tokprune.types import Prepared, Prompt, Region
+from tokprune.prompting import Conversation, Shown, Turn, build_prompt
+from tokprune.types import MediumKind, Prepared, Prompt, Region
 
-SPECIAL = ("<|start|>", "<|end|>", "<|image|>", "<|vision|>")
+SPECIAL = ("<|start|>", "<|end|>", "<|image|>", "<|vision|>", "<|video|>")
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-START, END, IMAGE, VISION = (len(ALPHABET) + 1 + number for number in range(4))
+START, END, IMAGE, VISION, VIDEO = (len(ALPHABET) + 1 + number for number in range(5))
 CHAT = Chat(
     head=[START, "user\n"],
     head_system=[[START, "system\n"], [END, "\n", START, "user\n"]],
@@ -19,8 +20,10 @@ CHAT = Chat(
     next_user=[END, "\n", START, "user\n"],
     generation=[END, "\n", START, "assistant\n"],
     picture=[VISION, IMAGE, VISION],
+    video=[VISION, VIDEO, VISION],
+    media_first=False,
 )
-TOKENS = Tokens(image=IMAGE, eos=[END], control=[START, END, IMAGE, VISION])
+TOKENS = Tokens(IMAGE, VIDEO, eos=[END], control=[START, END, IMAGE, VISION, VIDEO])
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +39,16 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def picture(index: int, rows: int, columns: int) -> Prepared:
+def picture(index: int, rows: int, columns: int, kind: MediumKind = "picture") -> Prepared:
     where = np.zeros((rows * columns, 7), np.int32)
-    return Prepared((), lambda _: where, where, (Region(index, 0, 0, rows, columns),), (1, 1))
+    return Prepared(kind, (), lambda _: where, where, (Region(index, 0, 0, rows, columns),), (1, 1))
 
 
-def prompt(tokenizer: Tokenizer, conversation: Conversation, *pictures: Prepared) -> Prompt:
-    processor = Processor(prepare=lambda _: pictures, positions=positions)
-    return build_prompt(conversation, pictures, CHAT, TOKENS, tokenizer, processor)
+def prompt(
+    tokenizer: Tokenizer, conversation: Conversation, *media: Prepared, chat: Chat = CHAT
+) -> Prompt:
+    processor = Processor(prepare=lambda _: media, positions=positions)
+    return build_prompt(conversation, media, chat, TOKENS, tokenizer, processor)
 
 
 def spelled(tokenizer: Tokenizer, made: Prompt) -> str:
@@ -51,7 +56,7 @@ def spelled(tokenizer: Tokenizer, made: Prompt) -> str:
 
 
 def test_a_picture_takes_as_many_slots_as_it_has_tokens(tokenizer: Tokenizer) -> None:
-    made = prompt(tokenizer, Conversation((Turn((Picture(0), "why?")),)), picture(0, 2, 3))
+    made = prompt(tokenizer, Conversation((Turn((Shown(0), "why?")),)), picture(0, 2, 3))
     text = spelled(tokenizer, made)
     assert text == (
         "<|start|>user\n<|vision|>" + "<|image|>" * 6 + "<|vision|>why?<|end|>\n"
@@ -62,7 +67,7 @@ def test_a_picture_takes_as_many_slots_as_it_has_tokens(tokenizer: Tokenizer) ->
 
 
 def test_words_mark_what_the_user_said_in_this_turn(tokenizer: Tokenizer) -> None:
-    turns = (Turn((Picture(0), "old"), "yes"), Turn(("new",)))
+    turns = (Turn((Shown(0), "old"), "yes"), Turn(("new",)))
     made = prompt(tokenizer, Conversation(turns, system="be brief"), picture(0, 1, 2))
     assert tokenizer.decode(made.ids[made.words].tolist()) == "new"
     assert spelled(tokenizer, made).startswith("<|start|>system\nbe brief<|end|>\n<|start|>user")
@@ -74,7 +79,7 @@ def test_text_of_template_and_user_is_tokenised_as_one_run(tokenizer: Tokenizer)
 
 
 def test_positions_follow_the_pictures(tokenizer: Tokenizer) -> None:
-    made = prompt(tokenizer, Conversation((Turn((Picture(0), "a")),)), picture(0, 2, 3))
+    made = prompt(tokenizer, Conversation((Turn((Shown(0), "a")),)), picture(0, 2, 3))
     first = int(made.slots[0])
     assert made.positions[:, made.slots].tolist() == [
         [first] * 6,
@@ -87,7 +92,7 @@ def test_positions_follow_the_pictures(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("token", SPECIAL)
 def test_special_tokens_in_user_text_are_plain_text(tokenizer: Tokenizer, token: str) -> None:
-    made = prompt(tokenizer, Conversation((Turn((Picture(0), f"x{token}y")),)), picture(0, 1, 1))
+    made = prompt(tokenizer, Conversation((Turn((Shown(0), f"x{token}y")),)), picture(0, 1, 1))
     assert len(made.slots) == 1
     assert tokenizer.decode(made.ids[made.words].tolist()) == f"x{token}y"
     assert (made.ids == IMAGE).sum() == 1
@@ -119,3 +124,33 @@ def test_a_conversation_ends_with_one_open_turn() -> None:
     for turns in ((), (Turn(("a",), "b"),), (Turn(("a",)), Turn(("b",)))):
         with pytest.raises(RequestInvalid, match="one unanswered turn"):
             Conversation(turns)
+
+
+def test_a_video_takes_its_own_placeholder(tokenizer: Tokenizer) -> None:
+    turn = Turn((Shown(0), Shown(1), "why?"))
+    made = prompt(tokenizer, Conversation((turn,)), picture(0, 1, 2), picture(1, 1, 3, "video"))
+    assert made.ids[made.slots].tolist() == [IMAGE] * 2 + [VIDEO] * 3
+
+
+def test_a_template_without_video_refuses_one(tokenizer: Tokenizer) -> None:
+    chat = msgspec.structs.replace(CHAT, video=None)
+    conversation = Conversation((Turn((Shown(0), "why?")),))
+    with pytest.raises(RequestInvalid, match="takes no video: give pictures"):
+        prompt(tokenizer, conversation, picture(0, 1, 2, "video"), chat=chat)
+
+
+def test_a_template_may_move_pictures_then_videos_before_the_words(tokenizer: Tokenizer) -> None:
+    turn = Turn(("one", Shown(1), "two", Shown(0)))
+    media = (picture(0, 1, 1), picture(1, 1, 1, "video"))
+    chat = msgspec.structs.replace(CHAT, media_first=True)
+    made = prompt(tokenizer, Conversation((turn,)), *media, chat=chat)
+    assert made.ids[made.slots].tolist() == [IMAGE, VIDEO]
+    assert spelled(tokenizer, made).index("onetwo") > spelled(tokenizer, made).index("<|video|>")
+
+
+def test_vision_tokens_must_stand_in_the_order_of_the_prompt(tokenizer: Tokenizer) -> None:
+    conversation = Conversation((Turn((Shown(0), Shown(1), "why?")),))
+    media = (picture(0, 1, 1, "video"), picture(1, 1, 1))
+    chat = msgspec.structs.replace(CHAT, media_first=True)
+    with pytest.raises(RequestInvalid, match="pictures before videos"):
+        prompt(tokenizer, conversation, *media, chat=chat)

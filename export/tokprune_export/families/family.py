@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tokprune.families import Span
-from tokprune.types import Array, Feeds
+from tokprune.types import Prepared
 from tokprune_export.decoder import TextModel
 from tokprune_export.onnx import Source
 
@@ -18,7 +18,7 @@ Config: TypeAlias = Mapping[str, Any]  # a parsed config.json
 
 @dataclass(frozen=True)
 class Trial:
-    """A prompt with pictures that no graph was traced with: random patches, random text."""
+    """A prompt with pictures or videos that no graph was traced with: random pixels and text."""
 
     name: str
     ids: Int64[Tensor, " s"]
@@ -26,7 +26,7 @@ class Trial:
     spans: tuple[Span, ...]  # for the numpy half's positions
     positions: Int64[Tensor, "p 1 s"]  # what the HF model makes of it
     next_position: int
-    feeds: tuple[Feeds, ...]  # one run of our vision encoder each
+    media: tuple[Prepared, ...]  # for our own vision encoder
     inputs: Mapping[str, Tensor]  # what HF's forward and generate take
 
 
@@ -40,4 +40,3 @@ class Family:
     vision: Callable[[Any], Source]
     trials: Callable[[Any], Iterator[Trial]]
     encode: Callable[[Any, Mapping[str, Tensor]], Float[Tensor, "n d"]]  # HF's own, from inputs
-    pack: Callable[[list[Array]], Float[Array, "n d"]]  # our encoder's outputs, in order

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tokprune.families import Span
-from tokprune.families.qwen2_vl import patch_positions
-from tokprune.types import Array, Feeds, Region
+from tokprune.families.qwen2_vl import from_patches, patch_positions
+from tokprune.types import Prepared, Region
 from tokprune_export.checkpoint import load_module
 from tokprune_export.decoder import Linear, TextModel, frozen, rotate
 from tokprune_export.errors import ExportRefused
@@ -145,7 +145,7 @@ def vision(model: Any) -> Source:
 
 
 class Clip(NamedTuple):
-    """A picture (1 frame) or a video (more), its size counted in vision tokens."""
+    """A picture (1 temporal patch) or a video (more), its size counted in vision tokens."""
 
     frames: int
     rows: int
@@ -158,6 +158,7 @@ TRIALS: dict[str, tuple[Clip, ...]] = {
     "10x14": (Clip(1, 10, 14),),
     "5x7 and 4x2": (Clip(1, 5, 7), Clip(1, 4, 2)),
     "2 frames of 3x5": (Clip(2, 3, 5),),
+    "8 frames of 4x2": (Clip(8, 4, 2),),  # longer than it is wide
 }
 
 
@@ -184,8 +185,8 @@ def _trial(model: Any, name: str, clips: Sequence[Clip], random: torch.Generator
         ids += [config.vision_end_token_id, *next(words)]
     kinds += [0] * (len(ids) - len(kinds))
     spans.append(Span(len(ids) - sum(span.length for span in spans)))
-    feeds = tuple(_patches(model, clip, random) for clip in clips)
-    inputs = _hf_inputs(ids, kinds, clips, feeds, merge, video=video)
+    media = tuple(_random(model, index, clip, random) for index, clip in enumerate(clips))
+    inputs = _hf_inputs(ids, kinds, clips, media, merge, video=video)
     grids = {key: inputs[key] for key in inputs if key.endswith("_grid_thw")}
     positions, delta = model.model.get_rope_index(
         inputs["input_ids"], inputs["mm_token_type_ids"], **grids
@@ -197,7 +198,7 @@ def _trial(model: Any, name: str, clips: Sequence[Clip], random: torch.Generator
         spans=tuple(span for span in spans if span.length),
         positions=positions,
         next_position=len(ids) + int(delta),
-        feeds=feeds,
+        media=media,
         inputs=inputs,
     )
 
@@ -210,24 +211,27 @@ def _words(config: Any, random: torch.Generator, clips: int) -> Iterator[list[in
         yield plain[torch.randint(len(plain), (length,), generator=random)].tolist()
 
 
-def _patches(model: Any, clip: Clip, random: torch.Generator) -> Feeds:
+def _random(model: Any, index: int, clip: Clip, random: torch.Generator) -> Prepared:
     merge = model.config.vision_config.spatial_merge_size
-    positions = patch_positions(clip.rows, clip.columns, merge)
     channels = model.model.visual.patch_embed.proj.weight[0].numel()
-    pixels = torch.randn(clip.frames, len(positions), channels, generator=random)
-    return {"pixel_values": pixels.numpy(), "positions": positions}
+    patches = clip.rows * clip.columns * merge**2
+    pixels = torch.randn(clip.frames, patches, channels, generator=random).numpy()
+    kind = "video" if clip.frames > 1 else "picture"
+    grid = (clip.rows, clip.columns)
+    return from_patches(kind, index, pixels, grid, merge, size_hw=(1, 1))
 
 
 def _hf_inputs(
     ids: list[int],
     kinds: list[int],
     clips: Sequence[Clip],
-    feeds: Sequence[Feeds],
+    media: Sequence[Prepared],
     merge: int,
     *,
     video: bool,
 ) -> dict[str, Tensor]:
-    pixels = pack([feed["pixel_values"] for feed in feeds])
+    patches = [shown.calls[0]["pixel_values"] for shown in media]
+    pixels = np.concatenate([each.reshape(-1, each.shape[-1]) for each in patches])
     grids = torch.tensor([(c.frames, c.rows * merge, c.columns * merge) for c in clips])
     return {
         "input_ids": torch.tensor([ids]),
@@ -246,11 +250,4 @@ def encode(model: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
     return model.model.visual(pixels, grid_thw=grids).pooler_output
 
 
-def pack(outputs: list[Array]) -> Float[Array, "n d"]:
-    """Join frames and pictures."""
-    return np.concatenate([output.reshape(-1, output.shape[-1]) for output in outputs])
-
-
-FAMILY = Family(
-    check=check, load=load, text=text, vision=vision, trials=trials, encode=encode, pack=pack
-)
+FAMILY = Family(check=check, load=load, text=text, vision=vision, trials=trials, encode=encode)

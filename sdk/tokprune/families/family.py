@@ -7,13 +7,13 @@ from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Int64
 
-from tokprune.types import Array, Images, Prepared, Region
+from tokprune.types import Array, Media, Prepared, Region
 
 Positions: TypeAlias = Int64[Array, "p s"]
 
 
 class Span(NamedTuple):
-    """A run of prompt rows: text (`regions` empty) or the vision tokens of one picture."""
+    """A run of prompt rows: text (`regions` empty) or the vision tokens of a picture or video."""
 
     length: int
     regions: tuple[Region, ...] = ()
@@ -23,7 +23,8 @@ class Span(NamedTuple):
 class Processor:
     """The numpy half of one checkpoint, its settings read from the bundle's HF files."""
 
-    prepare: Callable[[Images], tuple[Prepared, ...]]  # all pictures of a prompt
+    # all pictures and videos of a prompt; a family may make several of one video
+    prepare: Callable[[Media], tuple[Prepared, ...]]
     positions: Callable[[Sequence[Span]], tuple[Positions, int]]  # and the next position
 
 

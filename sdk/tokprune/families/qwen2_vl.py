@@ -1,4 +1,8 @@
-"""Qwen2-VL. Follows transformers' Qwen2VLImageProcessorPil and Qwen2VLModel.get_rope_index."""
+"""Qwen2-VL, pictures and videos.
+
+Follows transformers' Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor and
+Qwen2VLModel.get_rope_index.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +16,19 @@ from PIL import Image as Pillow
 
 from tokprune.errors import PictureInvalid
 from tokprune.families.family import Family, Positions, Processor, Span
-from tokprune.types import COLUMN, PICTURE, ROW, Array, Image, Images, Prepared, Region
+from tokprune.types import (
+    COLUMN,
+    FRAME,
+    PICTURE,
+    ROW,
+    Array,
+    Clip,
+    Image,
+    Media,
+    MediumKind,
+    Prepared,
+    Region,
+)
 
 MAX_ASPECT = 200  # transformers refuses longer strips
 
@@ -38,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True):
     do_resize: bool = True
     do_rescale: bool = True
     do_normalize: bool = True
+    cap_pixels_per_frame: bool | None = None  # of videos: also bound all frames together
+    max_video_tokens: int = 128_000
 
     @property
     def unit_px(self) -> int:
@@ -46,22 +64,43 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def pixel_range(self) -> tuple[int, int]:
-        """Fewest and most pixels of a resized picture."""
-        low = self.size.shortest_edge if self.size else 56 * 56
-        high = self.size.longest_edge if self.size else 28 * 28 * 1280
+        """Fewest and most pixels of a resized picture or frame."""
+        low, high = self.usual_range
+        if self.size:
+            low, high = self.size.shortest_edge, self.size.longest_edge
         return self.min_pixels or low, self.max_pixels or high
+
+    @property
+    def usual_range(self) -> tuple[int, int]:
+        """What the HF class takes where the file says nothing."""
+        return 56 * 56, 28 * 28 * 1280
+
+
+class FilmSettings(Settings, frozen=True):
+    """What video_preprocessor_config.json says."""
+
+    @property
+    def usual_range(self) -> tuple[int, int]:
+        """What the HF class takes where the file says nothing."""
+        return 128 * 28 * 28, 768 * 28 * 28
 
 
 def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
-    data = (folder / "preprocessor_config.json").read_bytes()
-    settings = msgspec.json.decode(data, type=Settings)
+    stills = _settings(folder / "preprocessor_config.json", Settings)
+    film_file = folder / "video_preprocessor_config.json"  # older checkpoints lack it
+    films = _settings(film_file, FilmSettings) if film_file.is_file() else stills
+    return Processor(prepare=partial(prepare, stills, films), positions=positions)
+
+
+def _settings(path: Path, kind: type[Settings]) -> Settings:
+    settings = msgspec.json.decode(path.read_bytes(), type=kind)
     if not (settings.do_resize and settings.do_rescale and settings.do_normalize):
-        raise ValueError("preprocessor_config.json switches off resize, rescale or normalise")
-    return Processor(prepare=partial(prepare, settings), positions=positions)
+        raise ValueError(f"{path.name} switches off resize, rescale or normalise")
+    return settings
 
 
-def resized_hw(settings: Settings, height: int, width: int) -> tuple[int, int]:
+def resized_hw(settings: Settings, height: int, width: int, *, frames: int = 1) -> tuple[int, int]:
     """Return the size that is a multiple of a vision token and within the pixel range."""
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise PictureInvalid(
@@ -70,6 +109,9 @@ def resized_hw(settings: Settings, height: int, width: int) -> tuple[int, int]:
         )
     unit = settings.unit_px
     low, high = settings.pixel_range
+    if settings.cap_pixels_per_frame:
+        share = int(settings.max_video_tokens * unit * unit * 0.9) * settings.temporal_patch_size
+        high = max(min(high, share // frames), int(low * 1.05))
     rows, columns = round(height / unit) * unit, round(width / unit) * unit
     if rows * columns > high:
         shrink = sqrt(height * width / high)
@@ -82,9 +124,9 @@ def resized_hw(settings: Settings, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def pixels(settings: Settings, image: Image) -> Float32[Array, "_ _ 3"]:
-    """Resize and normalise one picture."""
-    height, width = resized_hw(settings, *image.shape[:2])
+def pixels(settings: Settings, image: Image, target_hw: tuple[int, int]) -> Float32[Array, "_ _ 3"]:
+    """Resize and normalise one picture or frame."""
+    height, width = target_hw
     if (height, width) != image.shape[:2]:
         picture = Pillow.fromarray(image)
         image = np.asarray(picture.resize((width, height), Pillow.Resampling(settings.resample)))
@@ -119,28 +161,53 @@ def patch_positions(rows: int, columns: int, merge: int) -> Int64[Array, "p 2"]:
     return np.ascontiguousarray(np.reshape(units, (-1, 2)), np.int64)
 
 
-def prepare(settings: Settings, images: Images) -> tuple[Prepared, ...]:
-    """Cut each picture into patches: one run of the vision encoder a picture."""
-    return tuple(_prepare_one(settings, index, image) for index, image in enumerate(images))
+def prepare(stills: Settings, films: Settings, media: Media) -> tuple[Prepared, ...]:
+    """Cut each picture and video into patches: one run of the vision encoder each."""
+    return tuple(
+        _film(films, index, medium) if isinstance(medium, Clip) else _still(stills, index, medium)
+        for index, medium in enumerate(media)
+    )
 
 
-def _prepare_one(settings: Settings, index: int, image: Image) -> Prepared:
-    patches = patchify(settings, [pixels(settings, image)])
-    height, width = resized_hw(settings, *image.shape[:2])
-    rows, columns = height // settings.unit_px, width // settings.unit_px
-    where = np.zeros((rows * columns, 7), np.int32)
+def _still(settings: Settings, index: int, image: Image) -> Prepared:
+    target = resized_hw(settings, *image.shape[:2])
+    patches = patchify(settings, [pixels(settings, image, target)])
+    grid = (target[0] // settings.unit_px, target[1] // settings.unit_px)
+    return from_patches(
+        "picture", index, patches, grid, settings.merge_size, (image.shape[0], image.shape[1])
+    )
+
+
+def _film(settings: Settings, index: int, clip: Clip) -> Prepared:
+    count, height, width = clip.frames.shape[:3]
+    target = resized_hw(settings, height, width, frames=count)
+    patches = patchify(settings, [pixels(settings, frame, target) for frame in clip.frames])
+    grid = (target[0] // settings.unit_px, target[1] // settings.unit_px)
+    return from_patches("video", index, patches, grid, settings.merge_size, (height, width))
+
+
+def from_patches(
+    kind: MediumKind,
+    index: int,
+    patches: Float32[Array, "f p c"],
+    grid: tuple[int, int],
+    merge: int,
+    size_hw: tuple[int, int],
+) -> Prepared:
+    """Lay out what `patchify` cut, its temporal patches as frames. `grid` counts vision tokens."""
+    rows, columns = grid
+    cells, frames = rows * columns, len(patches)
+    where = np.zeros((frames * cells, 7), np.int32)
     where[:, PICTURE] = index
-    where[:, ROW], where[:, COLUMN] = np.divmod(np.arange(rows * columns), columns)
-    feeds = {
-        "pixel_values": patches,
-        "positions": patch_positions(rows, columns, settings.merge_size),
-    }
+    where[:, FRAME] = np.repeat(np.arange(frames), cells)
+    where[:, ROW], where[:, COLUMN] = np.tile(np.divmod(np.arange(cells), columns), frames)
     return Prepared(
-        calls=(feeds,),
+        kind=kind,
+        calls=({"pixel_values": patches, "positions": patch_positions(rows, columns, merge)},),
         pack=_pack,
         where=where,
-        regions=(Region(index, 0, 0, rows, columns),),
-        size_hw=(image.shape[0], image.shape[1]),
+        regions=tuple(Region(index, frame, 0, rows, columns) for frame in range(frames)),
+        size_hw=size_hw,
     )
 
 
