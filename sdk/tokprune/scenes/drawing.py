@@ -18,10 +18,20 @@ NOISE_PX = 640
 def draw(scene: Scene) -> UInt8[Array, "h w 3"]:
     """Draw a scene as RGB. The same scene gives the same pixels."""
     rng = np.random.default_rng(scene.seed)
-    height, width = scene.size_hw
-    picture = _distracted(_background(rng, height, width), rng)
+    picture = draw_background(rng, *scene.size_hw)
     for thing in scene.things:
-        _draw_thing(picture, thing, rng)
+        draw_thing(picture, thing, rng)
+    return draw_noise(picture, rng)
+
+
+def draw_background(rng: np.random.Generator, height: int, width: int) -> Float32[Array, "h w 3"]:
+    """Draw what stands behind the things."""
+    return _distracted(_background(rng, height, width), rng)
+
+
+def draw_noise(picture: Float32[Array, "h w 3"], rng: np.random.Generator) -> UInt8[Array, "h w 3"]:
+    """Add a camera's noise and return bytes. Changes the picture given."""
+    height, width = int(picture.shape[0]), int(picture.shape[1])
     y, x = rng.integers(0, NOISE_PX - height + 1), rng.integers(0, NOISE_PX - width + 1)
     picture += _noise()[y : y + height, x : x + width] * np.float32(rng.uniform(1, 7))
     return picture.clip(0, 255).astype(np.uint8)
@@ -67,7 +77,8 @@ def _distracted(picture: Float32[Array, "h w 3"], rng: np.random.Generator) -> A
     return np.array(canvas, np.float32)
 
 
-def _draw_thing(picture: Float32[Array, "h w 3"], thing: Thing, rng: np.random.Generator) -> None:
+def draw_thing(picture: Float32[Array, "h w 3"], thing: Thing, rng: np.random.Generator) -> None:
+    """Paint one shape, with its digit, into the picture given."""
     tint = np.asarray(COLORS[thing.color], np.float32) + rng.uniform(-13, 13, 3)
     color = tint.clip(0, 255).astype(np.float32)
     mask = shape_mask(thing.shape, thing.radius, thing.rotation)
