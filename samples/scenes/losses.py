@@ -7,8 +7,9 @@ import torch.nn.functional as F  # noqa: N812
 from cells import CLASSES
 from mixture import CAPTION
 from network import BLOCKED, encode_pictures, run_text
+from referents import PLACE, REFERENT, classes_loss
 from rows import IGNORED, Batch, attention_bias
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 
 from tokprune.scenes import GROUPS
@@ -18,11 +19,23 @@ CELL_WEIGHTS = (2.0, 1.0, 1.0, 2.0)  # shape and digit are hard
 CELLS_SHARE = 0.5  # of the auxiliary loss beside the questions
 BACKGROUND_WEIGHT = 0.15
 CAPTION_WEIGHT = 0.7
+PLACE_LAYER, REFERENT_LAYER = 2, 3  # layers of the LLM after which its dense tasks are asked
+PLACE_SHARE, REFERENT_SHARE = 0.1, 0.5
+
+
+class Heads(nn.Module):
+    """Throw-away linear heads of the dense auxiliary tasks."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.cells = nn.Linear(hidden, sum(CLASSES))
+        self.place = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(PLACE)))
+        self.referent = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(REFERENT)))
 
 
 def batch_loss(
     model: Qwen2VLForConditionalGeneration,
-    head: torch.nn.Linear,
+    heads: Heads,
     batch: Batch,
     *,
     vision_only: bool,
@@ -30,33 +43,50 @@ def batch_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of one batch, and figures to show."""
     vision = encode_pictures(model, batch.patches, batch.grid)
-    cells, accuracy = cell_loss(head(vision), batch.cells)
+    cells, accuracy = cell_loss(heads.cells(vision), batch.cells)
     values = {"aux": float(cells.detach()), **dict(zip(CELL_LABELS, accuracy, strict=True))}
     if vision_only:
         return cells, values
-    logits = answer_logits(model, batch, vision, drop=drop)
+    states = text_states(model, batch, vision, drop=drop)
     asked = batch.labels != IGNORED
     labels = batch.labels[asked]
+    logits = model.lm_head(states[-1][asked])
     weight = torch.where(batch.groups[asked] == CAPTION, CAPTION_WEIGHT, 1.0)
     each = F.cross_entropy(logits.float(), labels, reduction="none")
     answers = (each * weight).sum() / weight.sum()
     hits = (logits.argmax(-1) == labels).float().mean()
+    slots = batch.ids == model.config.image_token_id
+    places, place_hits = place_loss(heads.place, batch, slots, states[PLACE_LAYER - 1])
+    meant = batch.referents[..., 0] != IGNORED
+    referents, referent_hits = classes_loss(
+        heads.referent(states[REFERENT_LAYER - 1][meant]), batch.referents[meant], REFERENT
+    )
     values |= {"loss": float(answers.detach()), "hits": float(hits)}
-    return answers + CELLS_SHARE * cells, values
+    values |= {"place": place_hits, "referent": referent_hits}
+    dense = CELLS_SHARE * cells + PLACE_SHARE * places + REFERENT_SHARE * referents
+    return answers + dense, values
 
 
-def answer_logits(
+def place_loss(
+    head: nn.Module, batch: Batch, slots: Tensor, states: Tensor
+) -> tuple[Tensor, float]:
+    """Auxiliary loss: the row and column of every vision token."""
+    start = batch.positions[0][slots]  # all tokens of a picture share its time
+    labels = torch.stack([batch.positions[axis][slots] - start for axis in (1, 2)], -1)
+    return classes_loss(head(states[slots]), labels, PLACE)
+
+
+def text_states(
     model: Qwen2VLForConditionalGeneration, batch: Batch, vision: Tensor, *, drop: bool
-) -> Tensor:
-    """Logits [m, v] where something is answered, in the order of the batch."""
+) -> list[Tensor]:
+    """Hidden states after each layer; vision tokens may be hidden from the LLM."""
     embeds = model.model.language_model.embed_tokens(batch.ids)
     slots = batch.ids == model.config.image_token_id
     embeds = embeds.to(vision.dtype).masked_scatter(slots[..., None], vision)
     bias = attention_bias(batch.segments, BLOCKED)
     if drop:
         bias = bias.masked_fill(dropped(batch, slots)[:, None, None], BLOCKED)
-    hidden = run_text(model, embeds, batch.positions, bias)
-    return model.lm_head(hidden[batch.labels != IGNORED])
+    return run_text(model, embeds, batch.positions, bias)
 
 
 def cell_loss(logits: Tensor, cells: Tensor) -> tuple[Tensor, list[float]]:
@@ -102,8 +132,8 @@ def question_hits(
     With the true answers of earlier turns before it, this is what greedy decoding would say.
     """
     vision = encode_pictures(model, batch.patches, batch.grid)
-    logits = answer_logits(model, batch, vision, drop=False)
     asked = batch.labels != IGNORED
+    logits = model.lm_head(text_states(model, batch, vision, drop=False)[-1][asked])
     hits = torch.ones_like(asked)
     hits[asked] = logits.argmax(-1) == batch.labels[asked]
     found: list[list[tuple[str, bool]]] = []

@@ -174,12 +174,16 @@ def encode_pictures(
 
 def run_text(
     model: Qwen2VLForConditionalGeneration, embeds: Tensor, positions: Tensor, bias: Tensor
-) -> Tensor:
-    """Last hidden states [b, s, d]; bias [b, 1, s, s] is added to the attention logits."""
+) -> list[Tensor]:
+    """Hidden states [b, s, d] after each layer, the last one normalised.
+
+    bias [b, 1, s, s] is added to the attention logits.
+    """
     language: Any = model.model.language_model
     cos, sin = language.rotary_emb(embeds, positions)
     cos, sin = cos[:, None], sin[:, None]
     x = embeds
+    states: list[Tensor] = []
     for layer in language.layers:
         attention = layer.self_attn
         h = layer.input_layernorm(x)
@@ -192,7 +196,9 @@ def run_text(
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         x = x + attention.o_proj(_attend(q, k, v, bias))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return language.norm(x)
+        states.append(x)
+    states[-1] = language.norm(x)
+    return states
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
+from referents import REFERENT, find_referents
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ class Answered:
     text: str
     answer: str
     group: int
+    about: Scene | None = None  # whose things the text means, where a dense task may ask for them
 
 
 Part = str | Answered | int  # an int is a picture, by its index in the row
@@ -52,6 +54,7 @@ class Batch:
     groups: Tensor  # [b, s]
     questions: Tensor  # [b, s] number of the question that a label belongs to
     positions: Tensor  # [3, b, s]
+    referents: Tensor  # [b, s, parts] classes of the thing that a phrase means, at its last token
 
     def to(self, device: str) -> "Batch":
         """The same on a device."""
@@ -69,6 +72,7 @@ class _Line:
     groups: list[int] = field(default_factory=list)
     questions: list[int] = field(default_factory=list)
     positions: list[tuple[int, int, int]] = field(default_factory=list)
+    referents: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     asked: int = 0
 
     def text(self, ids: Sequence[int], segment: int, start: int) -> int:
@@ -138,6 +142,10 @@ class Writer:
         positions = np.zeros((3, len(lines), length), np.int64)
         for index, line in enumerate(lines):
             positions[:, index, : len(line.ids)] = np.array(line.positions).T
+        referents = np.full((len(lines), length, len(REFERENT)), IGNORED, np.int64)
+        for index, line in enumerate(lines):
+            for token, classes in line.referents:
+                referents[index, token] = classes
         return Batch(
             grid=grid,
             patches=torch.from_numpy(patches),
@@ -148,6 +156,7 @@ class Writer:
             groups=table("groups", 0),
             questions=table("questions", -1),
             positions=torch.from_numpy(positions),
+            referents=torch.from_numpy(referents),
         )
 
     def _line(self, row: Row, grid: tuple[int, int]) -> _Line:
@@ -164,6 +173,10 @@ class Writer:
             if isinstance(part, str):
                 start = line.text(self.encode(part), segment, start)
             elif isinstance(part, Answered):
+                if part.about is not None:
+                    for end, classes in find_referents(part.text, part.about):
+                        last = len(line.ids) + len(self.encode(part.text[:end])) - 1
+                        line.referents.append((last, classes))
                 start = line.text(self.encode(part.text), segment, start)
                 answer = self.encode(f"{part.answer}<|im_end|>")
                 start = line.answer(answer, segment, start, part.group)

@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from cells import CLASSES, to_patches
+from cells import to_patches
 from checkpoint import load_state, save_hf, save_state
 from curve import plot_curve
-from losses import batch_loss, exact_match
+from losses import Heads, batch_loss, exact_match
 from mixture import make_batch, make_row, to_batch
 from network import SIZES, make_model, normalise, whiten_patches
 from rows import Batch, Writer
@@ -105,16 +105,16 @@ class Run:
         self.tokenizer = build_tokenizer()
         self.writer = Writer(self.tokenizer)
         self.model = make_model(SIZES[options.preset], self.tokenizer, options.seed)
-        self.head = nn.Linear(SIZES[options.preset].hidden, sum(CLASSES))
+        self.heads = Heads(SIZES[options.preset].hidden)
         if options.init:
             start = Qwen2VLForConditionalGeneration.from_pretrained(options.init)
             self.model.load_state_dict(start.float().state_dict())
         else:
             whiten_patches(self.model, sample_patches())
-        for module in (self.model, self.head):
+        for module in (self.model, self.heads):
             nn.Module.to(module, options.device)
         self.parameters = dict(self.model.named_parameters())
-        self.parameters |= {f"head.{name}": p for name, p in self.head.named_parameters()}
+        self.parameters |= {f"heads.{name}": p for name, p in self.heads.named_parameters()}
         self.optimiser = make_optimiser(self.parameters, options.lr)
         self.step = 0
         self.spent = 0.0
@@ -154,7 +154,9 @@ class Run:
         done = options.done(self.step)
         drop = done >= options.dropout_from and not options.plain
         with torch.autocast(options.device, torch.bfloat16):
-            loss, values = batch_loss(self.model, self.head, batch, vision_only=done < 0, drop=drop)
+            loss, values = batch_loss(
+                self.model, self.heads, batch, vision_only=done < 0, drop=drop
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
