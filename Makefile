@@ -54,7 +54,7 @@ distclean: clean ## remove .venv too
 	@touch $@
 
 .venv/.installed: .venv/.pip pyproject.toml
-	$(PIP) --build-constraint constraints.txt --editable '.[export]'
+	$(PIP) --build-constraint constraints.txt --editable '.[camera,export]'
 	@touch $@
 
 # torchvision in a folder of its own: it is for HF's own processors, which the tests compare ours

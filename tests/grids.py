@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from tokprune.types import FirstLayer, Prompt, Region, VisionTokens
+from tokprune.types import (
+    COLUMN,
+    KIND,
+    NEWLINE,
+    ROW,
+    TILE,
+    FirstLayer,
+    Prompt,
+    Region,
+    VisionTokens,
+)
 
 
 def vision_tokens(*grids: tuple[int, int], hidden: int = 4) -> VisionTokens:
@@ -17,6 +27,19 @@ def vision_tokens(*grids: tuple[int, int], hidden: int = 4) -> VisionTokens:
     total = sum(rows * columns for rows, columns in grids)
     embeds = np.random.default_rng(0).normal(size=(total, hidden)).astype(np.float32)
     return VisionTokens(embeds, np.concatenate(where), tuple(regions))
+
+
+def tiled_vision(*, hidden: int = 4) -> VisionTokens:
+    """A picture of 3 x 3 tokens, then its crops: 5 rows of 6 tokens and a newline."""
+    rows, columns = 5, 6
+    whole = vision_tokens((3, 3), hidden=hidden)
+    crops = np.zeros((rows, columns + 1, 7), np.int32)
+    crops[..., TILE] = 1
+    crops[..., ROW], crops[..., COLUMN] = np.indices((rows, columns + 1))
+    crops[:, columns, KIND] = NEWLINE
+    where = np.concatenate([whole.where, crops.reshape(-1, 7)])
+    embeds = np.random.default_rng(0).normal(size=(len(where), hidden)).astype(np.float32)
+    return VisionTokens(embeds, where, (*whole.regions, Region(0, 0, 1, rows, columns)))
 
 
 def prompt_for(vision: VisionTokens, *, before: int = 3, after: int = 5) -> Prompt:

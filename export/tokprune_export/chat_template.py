@@ -7,7 +7,7 @@ the markers becomes the pieces. Then real conversations go both ways, and must g
 import json
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Piece, Tokens
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.types import MediumKind, Prepared, Region
+from tokprune_export.checkpoint import quiet_transformers
 from tokprune_export.errors import ExportRefused
 
 USER, AGAIN, ANSWER, SYSTEM = "Qmarkerone", "Qmarkertwo", "Amarker", "Smarker"
@@ -33,7 +34,8 @@ class Template:
 
         try:
             open_tokenizer(folder)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            with quiet_transformers():  # of a model_type that is not its own, too
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # tokenizers raises nothing more particular
             raise ExportRefused(f"{folder} has no readable tokenizer: {error}") from None
         self._template: str | None = None
@@ -72,25 +74,30 @@ def compile_chat(folder: Path, template: Template) -> Chat:
     def piece(text: str) -> Piece:
         return _piece(text, names)
 
-    head, generation = _around(template.render([_user(USER)]), USER)
+    plain, generation = _around(template.render([_user(USER)]), USER)
+    before, after = _around(template.render([_user(IMAGE, USER)]), USER)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(plain, before, strict=False))
+    head = plain[: len(list(same))]
+    words = plain.removeprefix(head)  # a template may put a picture within what frames words
     conversation = [_user(USER), _assistant(ANSWER), _user(AGAIN)]
     _, reply, following, end = _around(template.render(conversation), USER, ANSWER, AGAIN)
-    before, after = _around(template.render([_user(IMAGE, USER)]), USER)
-    if end != generation or after != generation or not before.startswith(head):
+    framed = [before, following]
+    if end != generation or after != generation or not all(x.endswith(words) for x in framed):
         raise ExportRefused("The chat template changes its frame with pictures or turns")
-    picture = before.removeprefix(head)
+    picture = before.removeprefix(head).removesuffix(words)
     swapped, _ = _around(template.render([_user(USER, IMAGE)]), USER)
-    video = _video(template, head)
-    system = _system(template)
+    video = _video(template, head).removesuffix(words)
+    system = _system(template, words)
     return Chat(
         head=piece(head),
         head_system=None if system is None else [piece(text) for text in system],
         reply=piece(reply),
-        next_user=piece(following),
+        next_user=piece(following.removesuffix(words)),
         generation=piece(generation),
         picture=piece(picture),
         video=piece(video) if video else None,
-        media_first=swapped == head + picture != head,
+        media_first=swapped == before != plain,
+        words=piece(words),
     )
 
 
@@ -143,7 +150,7 @@ def _around(text: str, *markers: str) -> list[str]:
     return [*parts, text]
 
 
-def _system(template: Template) -> list[str] | None:
+def _system(template: Template, words: str) -> list[str] | None:
     """Return the head around a system message, or None where the template takes none."""
     from jinja2 import TemplateError
 
@@ -151,7 +158,10 @@ def _system(template: Template) -> list[str] | None:
         text = template.render([_say("system", SYSTEM), _user(USER)])
     except TemplateError:
         return None
-    return _around(text, SYSTEM, USER)[:2] if SYSTEM in text else None
+    if SYSTEM not in text:
+        return None
+    before, after, _ = _around(text, SYSTEM, USER)
+    return [before, after.removesuffix(words)]
 
 
 def _video(template: Template, head: str) -> str:

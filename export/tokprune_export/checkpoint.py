@@ -1,25 +1,32 @@
 """A checkpoint folder: found or downloaded, checked without loading it, then loaded."""
 
-import json
+import atexit
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokprune.errors import unknown
 from tokprune.families import FAMILIES
+from tokprune_export import vila_checkpoint
 from tokprune_export.errors import ExportRefused
+from tokprune_export.layouts import Config, Layout, read_json
+from tokprune_export.weights import shapes, weight_files
+
+if TYPE_CHECKING:
+    from torch import nn
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
-INDEX = "model.safetensors.index.json"
-NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+TOKENIZERS = ("*.model",)  # sentencepiece's, which layouts convert
 TEXT_SETTINGS = (
     "hidden_size",
     "max_position_embeddings",
@@ -27,24 +34,33 @@ TEXT_SETTINGS = (
     "num_hidden_layers",
     "vocab_size",
 )
-HEADER_BYTES = 100_000_000  # safetensors' own bound
+WEIGHTS = "*.safetensors"
 DECODER_LAYER = re.compile(r"(?:^|\.)(?:model|language_model)\.layers\.(\d+)\.")
+
+# What can be exported, by the model_type in config.json. A family whose checkpoints have a format
+# of their own has its row; all others are in HF's format, and their model_type is their name.
+LAYOUTS: dict[str, Layout] = {
+    **{name: Layout(name) for name in FAMILIES if name != vila_checkpoint.LAYOUT.family},
+    "llava_llama": vila_checkpoint.LAYOUT,
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An HF folder on this disk whose files are all there."""
+    """A folder on this disk whose files are all there."""
 
-    folder: Path
+    folder: Path  # weights are in its `layout.parts`
     name: str  # folder name or hub id
     revision: str | None
-    config: Mapping[str, Any]
+    config: Config  # in HF's form
     shapes: Mapping[str, tuple[int, ...]]  # of all weights, from the files' headers
+    layout: Layout
+    texts: Path  # the folder with the text files of HF's format; `folder` itself where it is HF's
 
     @property
     def family(self) -> str:
         """Name of the family, a key of both tables."""
-        return self.config["model_type"]
+        return self.layout.family
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -54,8 +70,13 @@ class Checkpoint:
     @property
     def text_files(self) -> list[Path]:
         """What goes into the bundle as it is: JSON, text and templates, but no index of weights."""
-        found = [path for pattern in TEXT_FILES for path in self.folder.glob(pattern)]
+        found = [path for pattern in TEXT_FILES for path in self.texts.glob(pattern)]
         return sorted(p for p in found if p.is_file() and not p.name.endswith(".index.json"))
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """All safetensors files of all parts."""
+        return [p for part in self.layout.parts for p in sorted((self.folder / part).glob(WEIGHTS))]
 
     def parameters(self, layers: int | None = None) -> int:
         """Count the weights, of the first `layers` decoder layers only, if given."""
@@ -94,16 +115,27 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     return _checked(_download(model, revision), model, revision)
 
 
-def load_module(kind: Any, folder: Path, config: Any) -> Any:
-    """Load a class of transformers from safetensors in float32, all weights found or refused."""
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Silence what transformers says of loading: what matters is an error here."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        import torch
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
+
+def load_module(kind: Any, folder: Path, config: Any) -> Any:
+    """Load a class of transformers from safetensors in float32, all weights found or refused."""
+    import torch
+
+    with quiet_transformers():
         model, report = kind.from_pretrained(
             folder,
             config=config,
@@ -112,34 +144,79 @@ def load_module(kind: Any, folder: Path, config: Any) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if wrong:
+    _refuse_missing(folder, [*report["missing_keys"], *report["mismatched_keys"]])
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def load_weights(module: "nn.Module", folder: Path) -> None:
+    """Give a module that is not of transformers its weights in float32, all found or refused."""
+    from safetensors.torch import load_file
+
+    there = {k: v for path in weight_files(folder) for k, v in load_file(path).items()}
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    _refuse_missing(
+        folder,
+        [name for name in wanted if name not in there or there[name].shape != wanted[name]],
+    )
+    module.load_state_dict({name: there[name].float() for name in wanted}, assign=True)
+    module.eval().requires_grad_(requires_grad=False)
+
+
+def _refuse_missing(folder: Path, names: list[Any]) -> None:
+    if names:
+        wrong = sorted(map(str, names))
         listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise ExportRefused(
             f"{folder} lacks weights that config.json asks for: {listed}. Get the whole checkpoint"
         )
-    return model.eval().requires_grad_(requires_grad=False)
 
 
 def _checked(folder: Path, name: str, revision: str | None) -> Checkpoint:
-    config = _json(folder / "config.json", "MODEL is a folder with a checkpoint in HF format")
-    check_config(config, folder)
-    for file in NEEDED:
+    layout = _layout(folder)
+    check_config(layout.config(folder), folder)
+    for file in layout.files:
         if not (folder / file).is_file():
             raise ExportRefused(f"{folder} has no {file}: get the whole checkpoint")
-    return Checkpoint(folder, name, revision, config, _shapes(folder))
+    found = {
+        f"{part}.{weight}" if part else weight: shape
+        for part in layout.parts
+        for weight, shape in shapes(folder / part).items()
+    }
+    texts = _texts(layout, folder, name)
+    config = read_json(texts / "config.json")
+    return Checkpoint(folder, name, revision, config, found, layout, texts)
 
 
-def check_config(config: Mapping[str, Any], where: Path | str) -> None:
-    """Refuse a config.json that no family can export."""
-    model_type = str(config.get("model_type"))
-    if model_type not in FAMILIES:
-        raise ExportRefused(f"{where}: {unknown('model_type', model_type, list(FAMILIES))}")
-    if "quantization_config" in config:
+def _layout(folder: Path) -> Layout:
+    """Tell the format of a checkpoint from its config.json."""
+    path = folder / "config.json"
+    config = read_json(path, "MODEL is a folder with a checkpoint")
+    model_type, names = str(config.get("model_type")), config.get("architectures") or []
+    if model_type not in LAYOUTS:
+        raise ExportRefused(f"{path}: {unknown('model_type', model_type, list(LAYOUTS))}")
+    layout = LAYOUTS[model_type]
+    if layout.architecture is not None and layout.architecture not in names:
+        raise ExportRefused(
+            f"{path} has model_type {model_type!r} and architectures {names}; of that type only "
+            f"{layout.architecture} can be exported"
+        )
+    return layout
+
+
+def _texts(layout: Layout, folder: Path, name: str) -> Path:
+    """Return the folder with the text files of HF's format, made if the format is another."""
+    if layout.write_texts is None:
+        return folder
+    made = Path(tempfile.mkdtemp(prefix="tokprune-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    layout.write_texts(folder, name, made)
+    return made
+
+
+def check_config(config: Config, where: Path | str) -> None:
+    """Refuse a configuration, in HF's form, that no family can export."""
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    if any("quantization_config" in part for part in parts):
         raise ExportRefused(
             f"{where} is quantised already: export the checkpoint that it was made from"
         )
@@ -147,64 +224,6 @@ def check_config(config: Mapping[str, Any], where: Path | str) -> None:
     missing = [name for name in TEXT_SETTINGS if not isinstance(text.get(name), int)]
     if missing:
         raise ExportRefused(f"{where}: config.json lacks {', '.join(missing)} of the language half")
-
-
-def _json(path: Path, hint: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ExportRefused(f"There is no {path}: {hint}")
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ExportRefused(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ExportRefused(f"{path} holds no JSON object")
-    return value
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read every header; a file that was cut off is found here, before any work."""
-    if (folder / INDEX).is_file():
-        weight_map = _json(folder / INDEX, "").get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ExportRefused(f"{folder / INDEX} names no weights: get the whole checkpoint")
-        files = sorted(set(map(str, weight_map.values())))
-    elif (folder / "model.safetensors").is_file():
-        files = ["model.safetensors"]
-    else:
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        also = f" ({pickled[0]} is a pickle, which can run code: not opened)" if pickled else ""
-        raise ExportRefused(
-            f"{folder} has no model.safetensors{also}: get the weights in safetensors format"
-        )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        if Path(file).name != file:
-            raise ExportRefused(f"{folder / INDEX} names {file!r}, which is outside of the folder")
-        shapes |= _header(folder / file)
-    return shapes
-
-
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in one safetensors file, whose length must be what its header says."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
-        shapes = {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items()}
-    except FileNotFoundError:
-        raise ExportRefused(f"There is no {path}: get the whole checkpoint") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportRefused(f"{path} is no safetensors file, or is damaged: {error}") from None
-    size = path.stat().st_size
-    if size != 8 + length + end:
-        raise ExportRefused(
-            f"{path} has {size} bytes and should have {8 + length + end}: download it again"
-        )
-    return shapes
 
 
 def _download(model: str, revision: str) -> Path:
@@ -218,11 +237,13 @@ def _download(model: str, revision: str) -> Path:
     folder = cache / "tokprune" / "checkpoints" / model.replace("/", "--") / revision
     fetch = {"repo_id": model, "revision": revision, "local_dir": folder}
     try:
-        snapshot_download(**fetch, allow_patterns=list(TEXT_FILES))
-        check_config(_json(folder / "config.json", "this repository holds no checkpoint"), model)
+        snapshot_download(**fetch, allow_patterns=[*TEXT_FILES, *TOKENIZERS])
+        layout = _layout(folder)
+        check_config(layout.config(folder), model)
         files = HfApi().model_info(model, revision=revision, files_metadata=True).siblings or []
         _check_space(folder, {file.rfilename: file.size or 0 for file in files})
-        snapshot_download(**fetch, allow_patterns=["*.safetensors"])
+        patterns = [f"{part}/{WEIGHTS}" if part else WEIGHTS for part in layout.parts]
+        snapshot_download(**fetch, allow_patterns=patterns)
     except (HTTPError, OSError) as error:
         raise ExportRefused(f"Cannot download {model} at {revision}: {error}") from None
     return folder
@@ -233,7 +254,7 @@ def _check_space(folder: Path, sizes: Mapping[str, int]) -> None:
     needed = sum(
         size
         for name, size in sizes.items()
-        if Path(name).match("*.safetensors") and not (folder / name).is_file()
+        if Path(name).match(WEIGHTS) and not (folder / name).is_file()
     )
     free = shutil.disk_usage(folder).free
     if needed > free:

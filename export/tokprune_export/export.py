@@ -89,10 +89,10 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     needed = preflight.needs(checkpoint, options.num_decoder_layers)
     preflight.check(needed, options.output)
     step("chat template")
-    template = Template(checkpoint.folder)
-    chat = compile_chat(checkpoint.folder, template)
+    template = Template(checkpoint.texts)
+    chat = compile_chat(checkpoint.texts, template)
     tokens = records.tokens(checkpoint, chat)
-    verify_chat(checkpoint.folder, template, chat, tokens, checkpoint.family)
+    verify_chat(checkpoint.texts, template, chat, tokens, checkpoint.family)
     return Plan(options, checkpoint, family, limits, scorer, chat, tokens, needed)
 
 

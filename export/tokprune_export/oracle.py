@@ -113,19 +113,22 @@ def _generate(model: Any, inputs: dict[str, Tensor]) -> tuple[Int64[Tensor, " ne
 
 
 def _attention(model: Any, text: TextModel, prompt: Tensor, trial: Trial) -> Array:
-    """Return layer 0's attention maps from HF's eager implementation."""
+    """Return layer 0's attention maps from HF's eager implementation, those of no other layer."""
     usual = text.model.config._attn_implementation  # noqa: SLF001 - transformers has no getter
+    maps: list[Array] = []
+    first = text.model.layers[0].self_attn
+    hook = first.register_forward_hook(lambda _, __, output: maps.append(_array(output[1][0])))
     model.set_attn_implementation("eager")
     try:
-        output = text.model(
+        text.model(
             inputs_embeds=prompt[None],
             position_ids=text.position_ids(trial.positions.to(prompt.device)),
-            output_attentions=True,
             use_cache=False,
         )
     finally:
         model.set_attn_implementation(usual)
-    return _array(output.attentions[0][0])
+        hook.remove()
+    return maps[0]
 
 
 def _calls(text: TextModel, prompt: Tensor, axes: Array) -> tuple[Run, ...]:
@@ -152,7 +155,8 @@ def _forward(
 ) -> Run:
     """Run all rows at once, with no cache, and read the logits where each call would end."""
     count = len(embeds)
-    mask = None
+    # without a mask, transformers takes gaps in positions for borders between packed prompts
+    mask = torch.ones(1, count, dtype=torch.int64, device=embeds.device)
     if bias is not None:
         allowed = torch.ones(count, count, dtype=torch.bool, device=embeds.device).tril()
         added = torch.from_numpy(bias).to(embeds.device).expand(count, count)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -49,31 +49,37 @@ def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
 
 def tokens(checkpoint: Checkpoint, chat: Chat) -> Tokens:
     """Return the ids that the host must know."""
-    special = special_ids(open_tokenizer(checkpoint.folder))
+    special = special_ids(open_tokenizer(checkpoint.texts))
     eos = _eos(checkpoint, special)
     if not eos:
         raise ExportRefused(
             f"{checkpoint.folder} names no eos_token_id (generation_config.json, config.json) and "
             "no eos_token (tokenizer_config.json): add the token that ends an answer"
         )
-    video = checkpoint.config.get("video_token_id") if chat.video else None
+    video = _placeholder(checkpoint, "video") if chat.video else None
     return Tokens(
-        image=int(checkpoint.config["image_token_id"]),
+        image=int(_placeholder(checkpoint, "image")),
         video=None if video is None else int(video),
         eos=eos,
         control=sorted(special.values()),
     )
 
 
+def _placeholder(checkpoint: Checkpoint, kind: Literal["image", "video"]) -> Any:
+    """Return the id that stands for vision tokens; older configurations call it an index."""
+    config = checkpoint.config
+    return config.get(f"{kind}_token_id", config.get(f"{kind}_token_index"))
+
+
 def _eos(checkpoint: Checkpoint, special: Mapping[str, int]) -> list[int]:
     """Return the ids that end an answer, from where transformers looks for them, in its order."""
-    path = checkpoint.folder / "generation_config.json"
+    path = checkpoint.texts / "generation_config.json"
     generation: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     for config in (generation, checkpoint.config, checkpoint.text_config):
         given = config.get("eos_token_id")
         if given is not None:
             return sorted({int(each) for each in (given if isinstance(given, list) else [given])})
-    word = json.loads((checkpoint.folder / "tokenizer_config.json").read_bytes()).get("eos_token")
+    word = json.loads((checkpoint.texts / "tokenizer_config.json").read_bytes()).get("eos_token")
     word = str(word.get("content") if isinstance(word, dict) else word)
     return [special[word]] if word in special else []
 

@@ -57,12 +57,12 @@ def open_teacher(checkpoint: Checkpoint, device: torch.device) -> Teacher:
     family = FAMILIES[checkpoint.family]
     family.check(checkpoint.config)
     model = family.load(checkpoint.folder, None).to(device)
-    chat = compile_chat(checkpoint.folder, Template(checkpoint.folder))
+    chat = compile_chat(checkpoint.texts, Template(checkpoint.texts))
     return Teacher(
         text=family.text(model),
         encoder=family.vision(model).module.to(device),
-        processor=PROCESSORS[checkpoint.family].open(checkpoint.folder),
-        tokenizer=open_tokenizer(checkpoint.folder),
+        processor=PROCESSORS[checkpoint.family].open(checkpoint.texts),
+        tokenizer=open_tokenizer(checkpoint.texts),
         chat=chat,
         tokens=tokens(checkpoint, chat),
         device=device,
@@ -72,8 +72,9 @@ def open_teacher(checkpoint: Checkpoint, device: torch.device) -> Teacher:
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Hash all that decides what a checkpoint answers: weights, configuration and tokenizer."""
     digest = hashlib.sha256()
-    for path in [*checkpoint.text_files, *sorted(checkpoint.folder.glob("*.safetensors"))]:
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    for path in [*checkpoint.text_files, *checkpoint.weight_files]:
+        name = path.name if path.parent == checkpoint.texts else path.relative_to(checkpoint.folder)
+        digest.update(f"{name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Answer a question about a picture from the few vision tokens that it needs."""
+"""Answer a question about pictures and videos from the few vision tokens that it needs."""
 
 from tokprune.budgets import Budget, KeepCount, KeepRatio
 from tokprune.errors import (
@@ -13,7 +13,8 @@ from tokprune.errors import (
 from tokprune.loading import load
 from tokprune.overlay import overlay
 from tokprune.stream import AnswerStream
-from tokprune.types import Answer, Ranking, Region, Selection
+from tokprune.types import Answer, Clip, Ranking, Region, Selection
+from tokprune.video import clip_of, load_video
 from tokprune.vlm import VLM
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "BackendUnavailable",
     "Budget",
     "BundleInvalid",
+    "Clip",
     "ContextOverflow",
     "KeepCount",
     "KeepRatio",
@@ -33,6 +35,8 @@ __all__ = [
     "Selection",
     "SelectorUnavailable",
     "TokpruneError",
+    "clip_of",
     "load",
+    "load_video",
     "overlay",
 ]

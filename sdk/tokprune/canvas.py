@@ -21,6 +21,23 @@ def members(where: Int32[Array, "n 7"], region: Region) -> Int64[Array, " m"]:
     return np.flatnonzero(same & (where[:, KIND] != NEWLINE))
 
 
+def newlines_last(order: Int64[Array, " n"], where: Int32[Array, "n 7"]) -> Int64[Array, " n"]:
+    """Put newlines behind all patches: `select` keeps them with their rows."""
+    return order[np.argsort(where[order, KIND] == NEWLINE, kind="stable")]
+
+
+def row_ends(where: Int32[Array, "n 7"]) -> Int64[Array, " n"]:
+    """Return the newline that ends each patch token's row, -1 where none does.
+
+    A newline ends all tokens of its picture and tile since the newline before it: a row of crops,
+    or everything where there is one newline only.
+    """
+    ends = np.append(np.flatnonzero(where[:, KIND] == NEWLINE), -1)
+    following = ends[np.searchsorted(ends[:-1], np.arange(len(where)))]
+    same = (where[:, [PICTURE, TILE]] == where[following][:, [PICTURE, TILE]]).all(axis=1)
+    return np.where(same & (where[:, KIND] != NEWLINE), following, -1)
+
+
 def canvas(where: Int32[Array, "n 7"], regions: tuple[Region, ...]) -> Canvas:
     """Lay the tokens out on the grids of their regions."""
     rows = max(region.rows for region in regions)

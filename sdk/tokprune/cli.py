@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,20 +21,28 @@ from tokprune.loading import load
 from tokprune.overlay import overlay
 from tokprune.pictures import load_picture
 from tokprune.selectors import SELECTORS
-from tokprune.types import Answer
+from tokprune.types import Answer, Clip, Medium
+from tokprune.video import load_video
 from tokprune_runtimes import Backend
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Ask a question about one or several pictures."""
+    """Ask a question about pictures and videos."""
 
     bundle: tyro.conf.Positional[Path]
     """The folder that tokprune-export wrote."""
-    image: tyro.conf.UseAppendAction[tuple[Path, ...]]
-    """A picture; repeat for several, in order."""
     question: str
     """What to ask."""
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A picture; repeat for several, in order."""
+    video: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A video; repeat for several. Videos come after the pictures."""
+    fps: float | None = None
+    """Take a frame of each video every 1/fps s. If neither this nor --num-frames is given: two a
+    second, at most 32."""
+    num_frames: int | None = None
+    """Take this many frames of each video, evenly spread."""
     budget: str = "0.5"
     """Vision tokens that may enter the LLM: a share (0.5) or a count (128)."""
     selector: str | None = None
@@ -51,7 +59,8 @@ class Ask:
     seed: int = 0
     """Equal seeds draw equal answers."""
     overlay: Path | None = None
-    """Write a picture of the kept patches here (PNG); several pictures are numbered."""
+    """Write a picture of the kept patches here (PNG); several are numbered. Of a video, a sheet of
+    its frames; where the model takes frames in pairs (Qwen2-VL), the first of each pair."""
     json: bool = False
     """Print one JSON object instead of text."""
     backend: Backend = "cpu"
@@ -125,10 +134,10 @@ def _ask(command: Ask) -> int:
         raise RequestInvalid(
             f"--overlay writes PNG: give a name ending in .png, got {command.overlay}"
         )
-    pictures = [load_picture(path) for path in command.image]
+    media = _media(command)
     vlm = load(command.bundle, backend=command.backend, threads=command.threads)
     stream = vlm.stream(
-        pictures,
+        media,
         command.question,
         budget,
         command.selector,
@@ -142,18 +151,37 @@ def _ask(command: Ask) -> int:
         if not command.json:
             print(piece, end="", flush=True)
     answer = stream.answer
-    print(json.dumps(as_json(answer)) if command.json else f"\n{summary(answer)}")
+    shown = json.dumps(as_json(answer, media)) if command.json else f"\n{summary(answer)}"
+    print(shown)
     if command.overlay is not None:
-        for index, picture in enumerate(pictures):
-            name = f"{command.overlay.stem}-{index}.png" if len(pictures) > 1 else None
-            path = command.overlay.with_name(name) if name else command.overlay
-            data = BytesIO()
-            Pillow.fromarray(overlay(picture, answer, picture=index)).save(data, "PNG")
-            atomic_write(path, data.getvalue())
+        _write_overlays(command.overlay, media, answer)
     return 0
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
+def _media(command: Ask) -> list[Medium]:
+    """Read pictures, then videos."""
+    if not command.image and not command.video:
+        raise RequestInvalid(
+            "ask needs a picture or a video: give --image FILE or --video FILE, or both"
+        )
+    if not command.video and (command.fps is not None or command.num_frames is not None):
+        raise RequestInvalid("--fps and --num-frames are about videos: give --video FILE")
+    pictures = [load_picture(path) for path in command.image]
+    videos = [
+        load_video(path, fps=command.fps, num_frames=command.num_frames) for path in command.video
+    ]
+    return [*pictures, *videos]
+
+
+def _write_overlays(target: Path, media: Sequence[Medium], answer: Answer) -> None:
+    for index, medium in enumerate(media):
+        name = f"{target.stem}-{index}.png" if len(media) > 1 else target.name
+        data = BytesIO()
+        Pillow.fromarray(overlay(medium, answer, picture=index)).save(data, "PNG")
+        atomic_write(target.with_name(name), data.getvalue())
+
+
+def as_json(answer: Answer, media: Sequence[Medium]) -> dict[str, Any]:
     """Return the answer as `--json` prints it. Keys are only ever added."""
     selection = answer.selection
     return {
@@ -170,6 +198,12 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "selector": answer.selector,
         "timings_ms": dict(answer.timings_ms),
         "ttft_ms": answer.ttft_ms,
+        "regions": [[region.picture, region.frame, region.tile] for region in answer.regions],
+        "videos": [
+            {"picture": index, "frames": len(medium.frames), "fps": medium.fps}
+            for index, medium in enumerate(media)
+            if isinstance(medium, Clip)
+        ],
     }
 
 

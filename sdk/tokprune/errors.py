@@ -30,7 +30,7 @@ class BundleInvalid(TokpruneError):
 
 
 class PictureInvalid(TokpruneError):
-    """A picture that cannot or must not be decoded."""
+    """A picture or video that cannot or must not be decoded, or has not what was asked of it."""
 
     code = "picture_invalid"
 
@@ -54,7 +54,7 @@ class SelectorUnavailable(TokpruneError):
 
 
 class BackendUnavailable(TokpruneError):
-    """The engine that was asked for is not installed, or cannot run this bundle."""
+    """The engine or library that is needed is not installed, or cannot run this bundle."""
 
     code = "backend_unavailable"
 

@@ -96,7 +96,7 @@ def _known(token: int | None) -> list[int]:
 
 
 def _chat_ids(chat: Chat) -> Iterator[int]:
-    pieces = [chat.head, chat.reply, chat.next_user, chat.generation, chat.picture]
+    pieces = [chat.head, chat.reply, chat.next_user, chat.generation, chat.picture, chat.words]
     for piece in [*pieces, chat.video or [], *(chat.head_system or [])]:
         yield from (item for item in piece if isinstance(item, int))
 

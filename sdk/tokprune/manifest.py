@@ -93,6 +93,7 @@ class Chat(_Strict, frozen=True):
     picture: Piece  # stands for one picture; its image_token_id is repeated once a vision token
     video: Piece | None  # the same for a video; None: the template takes none
     media_first: bool  # the template moves pictures and videos before the words of a turn
+    words: Piece  # before each part of a user's words
 
 
 class Tokens(_Strict, frozen=True):

@@ -9,7 +9,7 @@ Pillow is touched (a program that sets `ImageFile.LOAD_TRUNCATED_IMAGES` gets wh
 
 import os
 import stat
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -146,22 +146,39 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _read(source: str | Path, limit_bytes: int) -> bytes:
-    """Return the bytes of a plain file; a pipe or device would block or never end."""
+    name = f"{str(source)!r:.300}"
+    with open_plain(source, "picture") as stream:
+        try:
+            data = stream.read(limit_bytes + 1)
+        except OSError as error:
+            _refuse(f"{name} cannot be read ({_reason(error)}): pass the path of a picture")
+    if len(data) > limit_bytes:
+        _refuse(f"{name} has more than {limit_bytes} bytes: no picture within the limit needs that")
+    return data
+
+
+def open_plain(source: str | Path, kind: str) -> FileIO:
+    """Open a plain file to read; a pipe or device would block or never end.
+
+    Args:
+        source: a path. Addresses are refused: nothing is fetched.
+        kind: what the file should hold, for the messages.
+
+    Raises:
+        PictureInvalid: there is no such file, or it is no plain file.
+    """
     name = f"{str(source)!r:.300}"
     if isinstance(source, str) and ("://" in source or source.startswith("data:")):
         _refuse(f"{name} is a URL; nothing is fetched here: download it and pass path or bytes")
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                _refuse(f"{name} is a folder, a pipe or a device: pass the path of a file")
-            data = stream.read(limit_bytes + 1)
     except (OSError, ValueError) as error:
         hint = "; '~' is not expanded here" if str(source).startswith("~") else ""
-        _refuse(f"{name} cannot be read ({_reason(error)}{hint}): pass the path of a picture")
-    if len(data) > limit_bytes:
-        _refuse(f"{name} has more than {limit_bytes} bytes: no picture within the limit needs that")
-    return data
+        _refuse(f"{name} cannot be read ({_reason(error)}{hint}): pass the path of a {kind}")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        _refuse(f"{name} is a folder, a pipe or a device: pass the path of a file")
+    return FileIO(descriptor)
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:

@@ -143,7 +143,7 @@ def _items(
             if isinstance(content, Shown):
                 items += _shown(content.number, media[content.number], chat, tokens)
             else:
-                items.append(_Text(_checked(content), last))
+                items += [*_piece(chat.words), _Text(_checked(content), last)]
         items += _piece(chat.generation if last else chat.reply)
         if turn.answer is not None:
             items.append(_Text(_checked(turn.answer), words=False))

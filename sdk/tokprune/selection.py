@@ -1,23 +1,28 @@
 """Turn a ranking and a budget into the vision tokens that stay."""
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from tokprune.budgets import Budget
-from tokprune.canvas import members
-from tokprune.types import COLUMN, ROW, Array, Ranking, Selection, VisionTokens
+from tokprune.canvas import members, newlines_last, row_ends
+from tokprune.types import (
+    COLUMN,
+    KIND,
+    NEWLINE,
+    ROW,
+    Array,
+    Ranking,
+    Selection,
+    Take,
+    VisionTokens,
+)
 
 
 def select(ranking: Ranking, vision: VisionTokens, budget: Budget) -> Selection:
     """Apply the budget to the ranking, and put what stays in the LLM's order."""
     total = len(vision.embeds)
     plan = budget.plan(total)
-    keep = np.sort(ranking.take(plan.keep)).astype(np.int64)
-    if len(keep) != plan.keep or len(np.unique(keep)) != plan.keep:
-        raise ValueError(
-            f"The selector returned {len(np.unique(keep))} different tokens for k = {plan.keep}; "
-            "`take(k)` must give exactly k"
-        )
+    keep = with_newlines(ranking.take, vision.where, plan.keep)
     corrected = plan.keep < total and ranking.size_bias(plan.keep / total)
     return Selection(
         keep=keep,
@@ -28,6 +33,50 @@ def select(ranking: Ranking, vision: VisionTokens, budget: Budget) -> Selection:
         scores=ranking.scores,
         bias=size_bias(keep, vision) if corrected else None,
     )
+
+
+def with_newlines(take: Take, where: Int32[Array, "n 7"], k: int) -> Int64[Array, " k"]:
+    """Return k tokens, ascending: patches, and the newlines of the rows that they stand in.
+
+    As many patches are taken as fit in k with their newlines. Places that are left then go to the
+    next patches of rows that are kept already or have no newline, and where there are none of
+    these, to the next tokens whatever their rows. Where `take` ranks newlines, that is ignored.
+    """
+    total, newline = len(where), where[:, KIND] == NEWLINE
+    if not newline.any():
+        return np.flatnonzero(_chosen(take, k, total))
+    ends = np.where(newline, np.arange(total), row_ends(where))
+
+    def kept(count: int) -> Bool[Array, " n"]:
+        """Mark `count` tokens, newlines passed over, and those that belong to them."""
+        marked = _chosen(take, count, total) & ~newline
+        marked[ends[marked & (ends >= 0)]] = True
+        return marked
+
+    most = int(newline.sum())
+    fits, exceeds = max(k // 2, k - most), min(k + most, total) + 1
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        fits, exceeds = (middle, exceeds) if kept(middle).sum() <= k else (fits, middle)
+    keep, order = kept(fits), newlines_last(take(total), where)
+    free = ~newline & ((ends < 0) | keep[ends])
+    for candidates in (order[free[order]], order):
+        rest = candidates[~keep[candidates]]
+        keep[rest[: k - int(keep.sum())]] = True
+    return np.flatnonzero(keep)
+
+
+def _chosen(take: Take, k: int, total: int) -> Bool[Array, " n"]:
+    """Mark the k tokens that a selector takes, and see that it gives as many."""
+    marked = np.zeros(total, np.bool_)
+    tokens = take(k) if k else np.empty(0, np.int64)
+    marked[tokens] = True
+    if len(tokens) != k or marked.sum() != k:
+        raise ValueError(
+            f"The selector returned {marked.sum()} different tokens for k = {k}; "
+            "`take(k)` must give exactly k"
+        )
+    return marked
 
 
 def keep_all(total: int) -> Ranking:

@@ -64,7 +64,11 @@ class AnswerStream:
             if token.id is None:
                 continue
             ids.append(token.id)
-            piece = decoder.step(self._tokenizer, token.id)
+            try:
+                piece = decoder.step(self._tokenizer, token.id)
+            except Exception:  # tokenizers raises nothing more particular
+                # later bytes broke a character that had been whole; the answer's text is right
+                decoder, piece = DecodeStream(skip_special_tokens=True), None
             if piece:
                 text += piece
                 yield piece

@@ -106,7 +106,7 @@ class FirstLayer:
 
 
 First: TypeAlias = Callable[[], FirstLayer]  # lazy: the graph runs when a selector reads it
-Take: TypeAlias = Callable[[int], Int64[Array, " k"]]  # k -> positions, in any order
+Take: TypeAlias = Callable[[int], Int64[Array, " k"]]  # k -> positions, in any order, newlines last
 
 
 def no_size_bias(kept_share: float) -> bool:

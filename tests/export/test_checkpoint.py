@@ -8,7 +8,7 @@ import pytest
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.errors import ExportRefused
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "qwen2_vl",
     "text_config": {
         "hidden_size": 8,
@@ -79,6 +79,95 @@ def test_only_text_goes_into_the_bundle(tmp_path: Path) -> None:
     ]
 
 
+PARTS = {
+    "llm": {"architectures": ["LlamaForCausalLM"], **CONFIG["text_config"]},
+    "vision_tower": {"architectures": ["SiglipVisionModel"], "image_size": 28},
+    "mm_projector": {"mm_projector_type": "linear"},
+}
+
+
+def in_parts(folder: Path) -> Path:
+    """Write a checkpoint of VILA's format, without a tokenizer."""
+    folder.mkdir()
+    top = {"model_type": "llava_llama", "architectures": ["LlavaLlamaModel"]}
+    (folder / "config.json").write_text(json.dumps(top))
+    for part, config in PARTS.items():
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+        (folder / part / "model.safetensors").write_bytes(safetensors(SHAPES))
+    (folder / "llm" / "tokenizer_config.json").write_text("{}")
+    settings = {"size": {"height": 28, "width": 28}}
+    (folder / "vision_tower" / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", None, r"There is no .*{part}/config\.json: get the whole checkpoint"),
+        ("config.json", "[]", r"{part}/config\.json holds no JSON object"),
+        ("model.safetensors", None, r"{part} has no model\.safetensors: get the weights in"),
+        (
+            "model.safetensors",
+            safetensors(SHAPES)[:-1],
+            r"{part}/model\.safetensors has 1\d+ bytes",
+        ),
+        ("model.safetensors", b"\xff" * 64, r"{part}/model\.safetensors is no safetensors file"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "../llm/a.safetensors"}}',
+            r"{part}/.* names '\.\./llm/a\.safetensors', which is outside of the folder",
+        ),
+    ],
+)
+def test_what_a_part_lacks_is_said(
+    tmp_path: Path, part: str, name: str, change: str | bytes | None, message: str
+) -> None:
+    folder = in_parts(tmp_path / "model")
+    rewrite(folder / part, name, change)
+    with pytest.raises(ExportRefused, match=message.replace("{part}", part)):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_a_pickle_in_a_part_is_named_and_never_opened(tmp_path: Path, part: str) -> None:
+    folder = in_parts(tmp_path / "model")
+    (folder / part / "model.safetensors").rename(folder / part / "pytorch_model.bin")
+    with pytest.raises(ExportRefused, match=rf"{part} has no .*pytorch_model\.bin is a pickle"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "file", ["llm/tokenizer_config.json", "vision_tower/preprocessor_config.json"]
+)
+def test_a_file_that_a_part_lacks_is_named(tmp_path: Path, file: str) -> None:
+    folder = in_parts(tmp_path / "model")
+    (folder / file).unlink()
+    with pytest.raises(ExportRefused, match=f"has no {file}: get the whole checkpoint"):
+        open_checkpoint(str(folder))
+
+
+def test_a_part_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportRefused, match=r"neither tokenizer\.model nor"):
+        open_checkpoint(str(in_parts(tmp_path / "model")))
+
+
+def test_a_model_type_that_others_use_needs_its_architecture(tmp_path: Path) -> None:
+    folder = in_parts(tmp_path / "model")
+    (folder / "config.json").write_text('{"model_type": "llava_llama", "architectures": ["Other"]}')
+    with pytest.raises(ExportRefused, match=r"\['Other'\]; of that type only LlavaLlamaModel can"):
+        open_checkpoint(str(folder))
+
+
+def test_a_quantised_part_is_refused(tmp_path: Path) -> None:
+    folder = in_parts(tmp_path / "model")
+    config = {**PARTS["llm"], "quantization_config": {"quant_method": "awq"}}
+    (folder / "llm" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportRefused, match="is quantised already"):
+        open_checkpoint(str(folder))
+
+
 def rewrite(folder: Path, name: str, change: str | bytes | None) -> None:
     if change is None:
         (folder / name).unlink()
@@ -95,7 +184,7 @@ def rewrite(folder: Path, name: str, change: str | bytes | None) -> None:
         (
             "config.json",
             '{"model_type": "qwen2_vlm"}',
-            r"Did you mean 'qwen2_vl'\? Known: qwen2_vl",
+            r"Did you mean 'qwen2_vl'\? Known: llava_llama, llava_onevision, qwen2_vl",
         ),
         ("config.json", '{"model_type": "qwen2_vl"}', r"lacks hidden_size, max_position"),
         ("config.json", "{}", r"Unknown model_type 'None'\. Known:"),
@@ -169,6 +258,9 @@ def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "model.gguf"))
 
 
+TEXTS = ["*.json", "*.txt", "*.jinja", "*.model"]
+
+
 class Hub:
     """Stands for huggingface_hub: what was asked for, and files of a made-up repository."""
 
@@ -204,7 +296,7 @@ def test_a_hub_id_is_downloaded_at_its_commit_as_text_and_safetensors(
     found: Checkpoint = open_checkpoint("owner/name", "0" * 40)
     assert (found.name, found.revision) == ("owner/name", "0" * 40)
     assert found.folder == tmp_path / "tokprune/checkpoints/owner--name" / ("0" * 40)
-    assert hub.patterns == [["*.json", "*.txt", "*.jinja"], ["*.safetensors"]]
+    assert hub.patterns == [TEXTS, ["*.safetensors"]]
 
 
 def test_weights_that_do_not_fit_are_not_downloaded(
@@ -213,7 +305,7 @@ def test_weights_that_do_not_fit_are_not_downloaded(
     hub = Hub(monkeypatch, tmp_path, weight_bytes=10**15)
     with pytest.raises(ExportRefused, match=f"the weights take {10**15} bytes, .* are free"):
         open_checkpoint("owner/name", "0" * 40)
-    assert hub.patterns == [["*.json", "*.txt", "*.jinja"]]
+    assert hub.patterns == [TEXTS]
 
 
 def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from tokprune_export import preflight
 from tokprune_export.checkpoint import Checkpoint
 from tokprune_export.errors import ExportRefused
+from tokprune_export.layouts import Layout
 from tokprune_export.preflight import BASE_MEMORY_BYTES, GRAPH_BYTES, Needs, needs
 
 Usage = namedtuple("Usage", "total used free")
@@ -15,7 +16,9 @@ SHAPES = {"model.embed_tokens.weight": (100, 10), "model.layers.0.x.weight": (10
 
 def checkpoint(folder: Path, *, tied: bool) -> Checkpoint:
     head = {} if tied else {"lm_head.weight": (100, 10)}
-    return Checkpoint(folder, "model", None, {"text_config": CONFIG}, {**SHAPES, **head})
+    config = {"text_config": CONFIG}
+    layout = Layout("qwen2_vl")
+    return Checkpoint(folder, "model", None, config, {**SHAPES, **head}, layout, folder)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -29,6 +29,18 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("av", reason="PyAV is not installed (extra camera)")
+    from video_files import encoded
+
+    path = tmp_path_factory.mktemp("videos") / "scene.mp4"
+    (sample,) = suite("dev", 1, tokens=64, groups=["color"])
+    frames = [np.roll(sample.pictures[0], 8 * step, axis=1) for step in range(20)]
+    path.write_bytes(encoded(frames, rate=10))
+    return path
+
+
 def asked(bundle: Path, picture: Path, *options: object) -> dict[str, Any]:
     question = ("--question", "how many shapes are there?")
     result = tokprune("ask", bundle, "--image", picture, *question, "--json", *options)
@@ -64,6 +76,53 @@ def test_several_pictures_are_given_one_by_one_and_get_an_overlay_each(
     assert answer["grid"] == [[8, 8], [8, 8]]
     drawn = [np.asarray(Image.open(tmp_path / f"kept-{number}.png")) for number in (0, 1)]
     assert [overlay.shape for overlay in drawn] == [(224, 224, 3)] * 2
+
+
+def test_a_video_is_asked_about_and_its_overlay_is_a_sheet_of_frames(
+    demo_bundle: Path, video: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    options = ("--video", video, "--num-frames", "7", "--question", "what moves?")
+    result = tokprune(
+        "ask", demo_bundle, *options, "--budget", "0.25", "--json", "--overlay", sheet
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert (answer["kept"], answer["total"]) == (64, 256)
+    assert answer["grid"] == [[8, 8]] * 4  # frames are taken in pairs, the last one alone
+    assert answer["regions"] == [[0, frame, 0] for frame in range(4)]
+    assert answer["videos"] == [{"picture": 0, "frames": 7, "fps": 3.5}]
+    assert np.asarray(Image.open(sheet)).shape == (2 * 224 + 4, 2 * 224 + 4, 3)
+
+
+def test_pictures_come_before_videos_and_get_an_overlay_each(
+    demo_bundle: Path, picture: Path, video: Path, tmp_path: Path
+) -> None:
+    options = ("--video", video, "--fps", "1", "--overlay", tmp_path / "kept.png")
+    answer = asked(demo_bundle, picture, *options)
+    assert answer["regions"] == [[0, 0, 0], [1, 0, 0]]
+    assert answer["videos"] == [{"picture": 1, "frames": 2, "fps": 1.0}]
+    drawn = [np.asarray(Image.open(tmp_path / f"kept-{number}.png")) for number in (0, 1)]
+    assert [overlay.shape for overlay in drawn] == [(224, 224, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "ask needs a picture or a video: give --image FILE or --video FILE"),
+        (("--image", "a.png", "--fps", "2"), "--fps and --num-frames are about videos"),
+        (("--video", "a.mp4", "--fps", "2", "--num-frames", "3"), "give one of the two"),
+        (("--video", "no/such.mp4"), "no/such.mp4"),
+        (("--video", __file__), "cannot be decoded"),
+    ],
+)
+def test_what_to_look_at_is_checked_before_the_bundle_is_opened(
+    options: tuple[str, ...], message: str
+) -> None:
+    result = tokprune("ask", "no/such/bundle", "--question", "why?", *options)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_text_is_followed_by_what_was_kept_and_what_it_cost(

@@ -80,6 +80,7 @@ def build(tokenizer: Tokenizer) -> Build:
         picture=[before, image, after],
         video=None,
         media_first=False,
+        words=[],
     )
     tokens = Tokens(image=image, video=None, eos=[end], control=list(ids.values()))
     where = np.zeros((6, 7), np.int32)

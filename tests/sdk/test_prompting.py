@@ -22,6 +22,7 @@ CHAT = Chat(
     picture=[VISION, IMAGE, VISION],
     video=[VISION, VIDEO, VISION],
     media_first=False,
+    words=[],
 )
 TOKENS = Tokens(IMAGE, VIDEO, eos=[END], control=[START, END, IMAGE, VISION, VIDEO])
 
@@ -146,6 +147,15 @@ def test_a_template_may_move_pictures_then_videos_before_the_words(tokenizer: To
     made = prompt(tokenizer, Conversation((turn,)), *media, chat=chat)
     assert made.ids[made.slots].tolist() == [IMAGE, VIDEO]
     assert spelled(tokenizer, made).index("onetwo") > spelled(tokenizer, made).index("<|video|>")
+
+
+def test_a_template_may_put_something_before_each_part_of_the_words(tokenizer: Tokenizer) -> None:
+    turns = (Turn((Shown(0), "one"), "yes"), Turn(("two", "three")))
+    chat = msgspec.structs.replace(CHAT, words=["\n"])
+    made = prompt(tokenizer, Conversation(turns), picture(0, 1, 1), chat=chat)
+    assert "<|vision|>\none<|end|>" in spelled(tokenizer, made)
+    assert "user\n\ntwo\nthree<|end|>" in spelled(tokenizer, made)
+    assert tokenizer.decode(made.ids[made.words].tolist()) == "twothree"
 
 
 def test_vision_tokens_must_stand_in_the_order_of_the_prompt(tokenizer: Tokenizer) -> None:

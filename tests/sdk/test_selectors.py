@@ -2,13 +2,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from grids import first_layer, never, prompt_for, vision_tokens
+from grids import first_layer, never, prompt_for, tiled_vision, vision_tokens
 
 from tokprune.selectors import SELECTORS, Selector
 from tokprune.selectors.baselines import attention, mean_attention, random_tokens, uniform
 from tokprune.selectors.coverage import coverage_order, farthest_point_order, lattice, shares
 from tokprune.selectors.relevance import mixed, relevance_coverage
-from tokprune.types import FirstLayer, VisionTokens
+from tokprune.types import KIND, PATCH, FirstLayer, VisionTokens
 
 VISION = vision_tokens((6, 7), (3, 8))
 TOTAL = 42 + 24
@@ -31,6 +31,17 @@ def test_every_selector_gives_exactly_k_different_tokens(name: str, k: int) -> N
     taken = ranked(SELECTORS[name](scorer))(k)
     assert len(set(taken.tolist())) == k
     assert set(taken.tolist()) <= set(range(TOTAL))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_takes_newlines_last(name: str) -> None:
+    vision = tiled_vision()
+    total, patches = len(vision.where), 9 + 30
+    scores = np.random.default_rng(0).random(total).astype(np.float32)
+    selector = SELECTORS[name](lambda *_: scores)
+    take = selector(prompt_for(vision), vision, lambda: first_layer(vision, scores)).take
+    assert (vision.where[take(patches), KIND] == PATCH).all()
+    assert sorted(take(total).tolist()) == list(range(total))
 
 
 @pytest.mark.parametrize("name", SELECTORS)

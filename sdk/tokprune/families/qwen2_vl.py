@@ -34,12 +34,12 @@ MAX_ASPECT = 200  # transformers refuses longer strips
 
 
 class _Size(msgspec.Struct, frozen=True):
-    shortest_edge: int  # pixels of the whole picture, in spite of the name
-    longest_edge: int
+    shortest_edge: int | None = None  # pixels of the whole picture, in spite of the name
+    longest_edge: int | None = None
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What preprocessor_config.json says; defaults are those of the HF class."""
+    """What the files say of pictures; defaults are those of HF's Qwen2VLImageProcessor."""
 
     size: _Size | None = None
     min_pixels: int | None = None  # older checkpoints
@@ -65,38 +65,60 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def pixel_range(self) -> tuple[int, int]:
         """Fewest and most pixels of a resized picture or frame."""
-        low, high = self.usual_range
-        if self.size:
-            low, high = self.size.shortest_edge, self.size.longest_edge
-        return self.min_pixels or low, self.max_pixels or high
+        size = self.size or _Size(*self.usual_range)
+        return self.min_pixels or size.shortest_edge or 0, self.max_pixels or size.longest_edge or 0
 
     @property
     def usual_range(self) -> tuple[int, int]:
         """What the HF class takes where the file says nothing."""
         return 56 * 56, 28 * 28 * 1280
 
+    @property
+    def across_first(self) -> bool:
+        """Resize rows before columns, with whole grey levels between."""
+        return False
+
 
 class FilmSettings(Settings, frozen=True):
-    """What video_preprocessor_config.json says."""
+    """What the files say of videos; defaults are those of HF's Qwen2VLVideoProcessor."""
 
     @property
     def usual_range(self) -> tuple[int, int]:
         """What the HF class takes where the file says nothing."""
         return 128 * 28 * 28, 768 * 28 * 28
 
+    @property
+    def across_first(self) -> bool:
+        """As torchvision does, HF's only way for videos; Pillow >= 13 takes the cheaper order."""
+        return True
+
 
 def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
-    stills = _settings(folder / "preprocessor_config.json", Settings)
-    film_file = folder / "video_preprocessor_config.json"  # older checkpoints lack it
-    films = _settings(film_file, FilmSettings) if film_file.is_file() else stills
+    files = ("video_preprocessor_config.json", "preprocessor_config.json")
+    stills = _settings(folder, "image_processor", files[1:], Settings)
+    films = _settings(folder, "video_processor", files, FilmSettings)
     return Processor(prepare=partial(prepare, stills, films), positions=positions)
 
 
-def _settings(path: Path, kind: type[Settings]) -> Settings:
-    settings = msgspec.json.decode(path.read_bytes(), type=kind)
+def _settings(folder: Path, part: str, files: Sequence[str], kind: type[Settings]) -> Settings:
+    """Read the first of the places where transformers looks for a processor's settings.
+
+    Follows get_image_processor_dict and get_video_processor_dict of transformers: a part of
+    processor_config.json, else a file; a video processor takes the pictures' file as its last.
+    """
+    together = folder / "processor_config.json"
+    parts: dict[str, msgspec.Raw] = {}
+    if together.is_file():  # older checkpoints have other things in it, or lack it
+        parts = msgspec.json.decode(together.read_bytes(), type=dict[str, msgspec.Raw])
+    found = [folder / name for name in files if (folder / name).is_file()]
+    where = together if part in parts else (found or [folder / files[-1]])[0]
+    raw = parts[part] if part in parts else where.read_bytes()
+    settings = msgspec.json.decode(raw, type=kind)
     if not (settings.do_resize and settings.do_rescale and settings.do_normalize):
-        raise ValueError(f"{path.name} switches off resize, rescale or normalise")
+        raise ValueError(f"{where.name} switches off resize, rescale or normalise")
+    if not all(settings.pixel_range):
+        raise ValueError(f"{where.name} gives a size without shortest_edge and longest_edge")
     return settings
 
 
@@ -128,8 +150,10 @@ def pixels(settings: Settings, image: Image, target_hw: tuple[int, int]) -> Floa
     """Resize and normalise one picture or frame."""
     height, width = target_hw
     if (height, width) != image.shape[:2]:
-        picture = Pillow.fromarray(image)
-        image = np.asarray(picture.resize((width, height), Pillow.Resampling(settings.resample)))
+        picture, resample = Pillow.fromarray(image), Pillow.Resampling(settings.resample)
+        if settings.across_first:
+            picture = picture.resize((width, picture.height), resample)
+        image = np.asarray(picture.resize((width, height), resample))
     mean = np.asarray(settings.image_mean, np.float32)
     std = np.asarray(settings.image_std, np.float32)
     scaled = image.astype(np.float32) * np.float32(settings.rescale_factor)

@@ -3,12 +3,12 @@
 import numpy as np
 from jaxtyping import Int64
 
-from tokprune.canvas import members
+from tokprune.canvas import canvas, newlines_last
 from tokprune.selectors.coverage import lattice, shares
 from tokprune.selectors.selector import Selector, descending, prefix_of
 from tokprune.types import (
-    COLUMN,
-    ROW,
+    KIND,
+    NEWLINE,
     Array,
     First,
     FirstLayer,
@@ -24,7 +24,8 @@ def random_tokens(seed: int = 0) -> Selector:
 
     def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
         del prompt, first
-        return Ranking(prefix_of(np.random.default_rng(seed).permutation(len(vision.embeds))))
+        order = np.random.default_rng(seed).permutation(len(vision.embeds))
+        return Ranking(prefix_of(newlines_last(order, vision.where)))
 
     return select
 
@@ -32,17 +33,18 @@ def random_tokens(seed: int = 0) -> Selector:
 def uniform(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     """Keep an even lattice of each grid, each by its share of tokens."""
     del prompt, first
+    grids = canvas(vision.where, vision.regions).tokens
+    sizes = [region.rows * region.columns for region in vision.regions]
+    ends = np.flatnonzero(vision.where[:, KIND] == NEWLINE)
 
     def take(k: int) -> Int64[Array, " k"]:
-        sizes = [region.rows * region.columns for region in vision.regions]
-        kept: list[Array] = []
-        for region, count in zip(vision.regions, shares(sizes, k), strict=True):
+        patches = min(k, sum(sizes))
+        kept: list[Array] = [ends[: k - patches]]
+        counts = shares(sizes, patches)
+        for region, grid, count in zip(vision.regions, grids, counts, strict=True):
             if count:
-                inside = members(vision.where, region)
-                by_cell = np.empty(region.rows * region.columns, np.int64)
-                row, column = vision.where[inside, ROW], vision.where[inside, COLUMN]
-                by_cell[row * region.columns + column] = inside
-                kept.append(by_cell[lattice(region.rows, region.columns, count)])
+                cells = lattice(region.rows, region.columns, count)
+                kept.append(grid[np.divmod(cells, region.columns)])
         return np.concatenate(kept)
 
     return Ranking(take)
@@ -50,9 +52,9 @@ def uniform(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
 
 def attention(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     """Keep what the question attends to in the first layer: the scorer's input, no network."""
-    del prompt, vision
+    del prompt
     scores = mean_attention(first())
-    return Ranking(prefix_of(descending(scores)), scores)
+    return Ranking(prefix_of(descending(scores, vision)), scores)
 
 
 def mean_attention(first: FirstLayer) -> Scores:

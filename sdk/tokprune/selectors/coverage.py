@@ -7,11 +7,14 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from tokprune.canvas import members
-from tokprune.types import COLUMN, ROW, Array, Region
+from tokprune.types import COLUMN, KIND, NEWLINE, ROW, Array, Region
 
 
 def coverage_order(where: Int32[Array, "n 7"], regions: tuple[Region, ...]) -> Int64[Array, " n"]:
-    """Order tokens so that every prefix covers all regions evenly, each by its share of tokens."""
+    """Order tokens so that every prefix covers all regions evenly, each by its share of tokens.
+
+    Newlines stand last: they cover nothing.
+    """
     tokens: list[Array] = []
     depth: list[Array] = []
     for region in regions:
@@ -21,7 +24,8 @@ def coverage_order(where: Int32[Array, "n 7"], regions: tuple[Region, ...]) -> I
         tokens.append(by_cell.ravel()[farthest_point_order(region.rows, region.columns)])
         depth.append((np.arange(len(inside)) + 0.5) / len(inside))
     order = np.argsort(np.concatenate(depth), kind="stable")
-    return np.concatenate(tokens)[order]
+    ends = np.flatnonzero(where[:, KIND] == NEWLINE)
+    return np.concatenate([np.concatenate(tokens)[order], ends])
 
 
 @lru_cache(maxsize=32)

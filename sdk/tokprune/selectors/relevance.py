@@ -20,7 +20,7 @@ def relevance(scorer: Scorer) -> Selector:
     def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
         del prompt
         scores = scorer(vision, first())
-        return Ranking(prefix_of(descending(scores)), scores)
+        return Ranking(prefix_of(descending(scores, vision)), scores)
 
     return select
 
@@ -43,7 +43,8 @@ def relevance_coverage(
     def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
         del prompt
         scores = scorer(vision, first())
-        by_relevance, by_coverage = descending(scores), coverage_order(vision.where, vision.regions)
+        by_relevance = descending(scores, vision)
+        by_coverage = coverage_order(vision.where, vision.regions)
 
         def take(k: int) -> Int64[Array, " k"]:
             return mixed(by_relevance, by_coverage, k, coverage_share)

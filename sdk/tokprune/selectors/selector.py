@@ -6,15 +6,16 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Int64
 
+from tokprune.canvas import newlines_last
 from tokprune.types import Array, First, FirstLayer, Prompt, Ranking, Scores, Take, VisionTokens
 
 Selector: TypeAlias = Callable[[Prompt, VisionTokens, First], Ranking]
 Scorer: TypeAlias = Callable[[VisionTokens, FirstLayer], Scores]  # runs the scorer graph
 
 
-def descending(scores: Scores) -> Int64[Array, " n"]:
+def descending(scores: Scores, vision: VisionTokens) -> Int64[Array, " n"]:
     """Return positions from the highest score down. Ties go to the earlier token."""
-    return np.argsort(-scores, kind="stable")
+    return newlines_last(np.argsort(-scores, kind="stable"), vision.where)
 
 
 def prefix_of(order: Int64[Array, " n"]) -> Take:
