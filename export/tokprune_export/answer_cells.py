@@ -20,7 +20,12 @@ from tokprune.selection import keep_all, select
 from tokprune.selectors import Scorer as SelectorsScorer
 from tokprune.selectors import Selector
 from tokprune.selectors.baselines import mean_attention, random_tokens, uniform
-from tokprune.selectors.relevance import relevance, relevance_coverage
+from tokprune.selectors.relevance import (
+    NEVER,
+    attention_coverage,
+    relevance,
+    relevance_coverage,
+)
 from tokprune.types import Array, FirstLayer, Prompt, Ranking, Scores, Selection, VisionTokens
 from tokprune.vlm import VLM
 from tokprune_export.agreement import recall, spearman
@@ -32,7 +37,7 @@ from tokprune_export.teacher import Asked, Teacher, open_teacher
 FULL, DEFAULT = "full", "default"
 SEEDS = (0, 1, 2)
 COVERAGE_SHARES = (0.25, 0.5, 0.75)
-ALWAYS, NEVER = 0.0, 2.0  # kept shares from which on size bias is used
+ALWAYS = 0.0  # the kept share from which on size bias is used
 MAX_NEW_TOKENS = 24
 
 
@@ -190,7 +195,12 @@ def rankings(
     yield "uniform + size bias", Ranking(lattice.take, size_bias=lambda _: True)
     for name, values in scores.items():
         yield name, ranked(relevance(_fixed(values)))
+    yield "attention-coverage", ranked(attention_coverage)
     yield DEFAULT, ranked(relevance_coverage(_fixed(scores[own])))
+    yield (
+        f"{DEFAULT}, no attention",
+        ranked(relevance_coverage(_fixed(scores[own]), attention_share=0.0)),
+    )
     for share in COVERAGE_SHARES:
         for start, suffix in ((NEVER, ""), (ALWAYS, " + size bias")):
             mixed = relevance_coverage(
@@ -199,7 +209,7 @@ def rankings(
             yield f"coverage {share:g}{suffix}", ranked(mixed)
     if "oracle" in scores:
         mixed = relevance_coverage(
-            _fixed(scores["oracle"]), coverage_share=0.5, size_bias_from=NEVER
+            _fixed(scores["oracle"]), attention_share=0.0, coverage_share=0.5
         )
         yield "oracle + coverage 0.5", ranked(mixed)
     yield f"{own}, question shuffled", ranked(relevance(_fixed(shuffled)))

@@ -12,9 +12,9 @@ from tokprune_export.answer_cells import DEFAULT, FULL, Record
 
 Results: TypeAlias = dict[str, Any]  # as results.json has it
 RANDOM = "random"
-RIVALS = (RANDOM, "uniform", "uniform + size bias", "attention")
+RIVALS = (RANDOM, "uniform", "uniform + size bias", "attention", "attention-coverage")
 RESAMPLES = 5_000
-PLOTTED = (RANDOM, "uniform", "attention", "oracle", DEFAULT)
+PLOTTED = (RANDOM, "uniform", "attention", "attention-coverage", "oracle", DEFAULT)
 
 
 class Bootstrap:

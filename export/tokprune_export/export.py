@@ -34,7 +34,7 @@ from tokprune_export.scorers import Scorer as ScorerFile
 from tokprune_export.scorers import load_scorer
 
 TRAINED_SELECTOR = "relevance-coverage"
-UNTRAINED_SELECTOR = "uniform"
+UNTRAINED_SELECTOR = "attention-coverage"
 
 Step: TypeAlias = Callable[[str], None]  # told the name of each step as it begins
 Outcome: TypeAlias = Callable[[Sequence[parity.Row]], None]  # told how the gate went, good or bad

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from curve import plot_curve
+from mixture import LAYOUTS_FROM
+from safetensors import safe_open
 from transformers import Qwen2VLForConditionalGeneration
 
 CARD = """\
@@ -44,21 +46,20 @@ stream of random numbers.
 
 {recipe}
 
-    {command}
-
-Made on {date} with 2 CPU cores (AMD EPYC), shared with other work{minutes}.
-
 1. Vision encoder alone: a throw-away linear head names shape, colour, size and digit of every
    cell. Without this, shapes and digits stay at chance.
 2. Questions, with half of that loss beside them. One row is a picture and several questions about
-   it under a block-causal mask.
-3. From 30 % of step 2 on: dialogues of two to five turns, system messages, two or three pictures,
-   a later picture, the question before the picture.
-4. From 45 % on, vision tokens are hidden from the LLM in 70 % of the rows. Half of these lose a
-   share U(0, 0.7) of all tokens; the other half lose U(0.4, 1) of the background and U(0, 0.15) of
-   the things.
+   it under a block-causal mask. Tiny pictures first, then larger ones.
+3. Beside step 2, two throw-away heads inside the LLM: after its second layer every vision token is
+   asked for its row and column, after its third the last token of every phrase ("the green
+   circle") for the thing it means. Answers alone teach that too slowly.
+4. From {layouts_from:.0%} of step 2 on: dialogues of two to five turns, system messages, two or
+   three pictures, a later picture, the question before the picture.
+5. From {dropout_from:.0%} on, vision tokens are hidden from the LLM in 70 % of the rows. Half of
+   these lose a share U(0, 0.7) of all tokens; the other half lose U(0.4, 1) of the background and
+   U(0, 0.15) of the things.
 
-AdamW, learning rate 2e-3 with warm-up and cosine, betas 0.9 and 0.98, weight decay 0.05, bfloat16
+AdamW, learning rate {lr:g} with warm-up and cosine, betas 0.9 and 0.98, weight decay 0.05, bfloat16
 autocast.
 
 ![learning curve](curve.png)
@@ -86,6 +87,8 @@ In the layouts, earlier turns of a dialogue hold the true answers.
 
 Stock `generate()` is right on exactly the same questions in {agree} of {generated} cases tried.
 
+{scorer}
+
 ## Licence
 
 Apache-2.0, like the code that drew the data.
@@ -109,24 +112,20 @@ def write_card(
     folder: Path,
     model: Qwen2VLForConditionalGeneration,
     tables: Mapping[str, Mapping[str, Tally]],
-    run: Path | None,
+    run: Path,
 ) -> None:
-    """Write README.md, and curve.png where the folder of the training is given."""
-    options: dict[str, Any] = {}
-    minutes = ""
-    if run is not None:
-        plot_curve(run / "log.jsonl", folder / "curve.png")
-        options = json.loads((run / "options.json").read_text(encoding="utf-8"))
-        log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        minutes = f", in {json.loads(log[-1])['minutes']:.0f} minutes"
+    """Write README.md and curve.png. RUN/history.md, if there, tells how the run came about."""
+    plot_curve(run / "log.jsonl", folder / "curve.png")
+    options: dict[str, Any] = json.loads((run / "options.json").read_text(encoding="utf-8"))
     overall = next(iter(tables["all"].values()))
     stock = tables["stock"]["generate()"]
     text = CARD.format(
         **_architecture(model),
-        recipe=_recipe(options),
-        command="python samples/scenes/train.py OUTPUT",
-        date=datetime.now(timezone.utc).date().isoformat(),
-        minutes=minutes,
+        recipe=_recipe(run, options),
+        layouts_from=LAYOUTS_FROM,
+        dropout_from=options["dropout_from"],
+        lr=options["lr"],
+        scorer=_scorer(folder / "scorer.safetensors"),
         asked=overall.asked,
         all=overall.share,
         groups=_groups(tables["group"], tables["group_196"]),
@@ -153,13 +152,46 @@ def _architecture(model: Qwen2VLForConditionalGeneration) -> dict[str, Any]:
     }
 
 
-def _recipe(options: Mapping[str, Any]) -> str:
-    if not options:
-        return "One command from nothing:"
+def _recipe(run: Path, options: Mapping[str, Any]) -> str:
+    history = run / "history.md"
+    if history.exists():
+        return history.read_text(encoding="utf-8").strip()
+    log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return (
         f"{options['vision_steps']} steps of the vision encoder alone, {options['steps']} steps of "
-        f"everything, seed {options['seed']}, from nothing:"
+        f"everything, seed {options['seed']}, from nothing, by `samples/scenes/train.py`, on "
+        f"{datetime.now(timezone.utc).date().isoformat()} with 2 CPU cores (AMD EPYC), in "
+        f"{json.loads(log[-1])['minutes']:.0f} minutes."
     )
+
+
+def _scorer(path: Path) -> str:
+    """What the scorer's own metadata say; nothing where there is no scorer yet."""
+    if not path.exists():
+        return ""
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    kinds = {"attention": "attention, no network", "paper": "the paper's network"}
+    own = {facts["kind"]: json.loads(facts["metrics"])}
+    found = {**json.loads(facts["others"]), **own}
+    kinds["grid"] = "rows and heads as channels of 2-D convolutions"
+    kinds[facts["kind"]] += " (shipped)"
+    rows = "\n".join(
+        f"| {kinds[kind]} | {m['recall_at_50']:.3f} | {m['recall_at_25']:.3f} | "
+        f"{m['spearman']:.3f} | {m['kl']:.3f} |"
+        for kind, m in found.items()
+    )
+    return f"""\
+## Scorer
+
+`scorer.safetensors` is from `tokprune-train` on questions of the training split:
+{facts["labels"]} labels, one for every right answer ({facts["answered_wrongly"]} wrong ones were
+left out). Agreement with the true relevance on {own[facts["kind"]]["samples"]:.0f} labels of other
+pictures, on which the network was also chosen:
+
+| scorer | recall at 50 % | recall at 25 % | Spearman | KL |
+|---|---|---|---|---|
+{rows}"""
 
 
 def _groups(mixed: Mapping[str, Tally], fixed: Mapping[str, Tally]) -> str:

@@ -50,8 +50,8 @@ class Options:
     """HF folder to evaluate."""
     target: tyro.conf.Positional[Path]
     """Folder of the shipped checkpoint."""
-    run: Path | None = None
-    """Folder of the training: its log goes into the card."""
+    run: Path
+    """Folder of the training: its log and options go into the card."""
     scenes: int = 2000
     """Test scenes of mixed sizes."""
     scenes_each: int = 400
@@ -59,6 +59,8 @@ class Options:
     generated: int = 150
     """Questions that stock transformers answers by generate()."""
     threads: int = 1
+    card_only: bool = False
+    """Write the card again from the evaluation.json that is there."""
 
 
 def batch_samples(
@@ -215,11 +217,17 @@ def main() -> None:
         options.checkpoint, dtype=torch.float32
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+    path = options.target / "evaluation.json"
+    if options.card_only:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        tables = {name: {k: Tally(**v) for k, v in rows.items()} for name, rows in found.items()}
+        write_card(options.target, model, tables, options.run)
+        return
     options.target.mkdir(parents=True, exist_ok=True)
     save_hf(options.target, model, tokenizer)
     tables = evaluate(model, tokenizer, options.target, options)
     text = json.dumps(tables, default=vars, indent=1)
-    (options.target / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
     write_card(options.target, model, tables, options.run)
     print(f"{text}\n{time.monotonic() - began:.0f} s")
 

@@ -21,6 +21,7 @@ from tokprune.scenes import (
     make_companion,
     make_scene,
 )
+from tokprune.scenes.questions import ORDINALS
 
 CAPTION = len(GROUPS)  # number of the auxiliary task, after the groups
 SINGLE = GROUPS[:-1]  # questions about one picture
@@ -59,7 +60,7 @@ SCHEDULE = (
 )
 LAYOUTS_FROM = 0.25
 # Shares of the steps; the rest is "plain".
-LAYOUTS = (("talk", 0.1), ("several", 0.12), ("first", 0.06), ("later", 0.04))
+LAYOUTS = (("talk", 0.08), ("several", 0.18), ("first", 0.06), ("later", 0.04))
 
 
 def make_batch(writer: Writer, seed: int, step: int, done: float, *, factor: int = 1) -> Batch:
@@ -186,7 +187,7 @@ def _several(rng: Random, grid: tuple[int, int]) -> Row:
         question = compare(rng, scenes)
         if question and question not in found and len(found) < 6:
             found.append(question)
-    branches = [(_said(question),) for question in found]
+    branches = [(_said(question, about=_shown_in(question, scenes)),) for question in found]
     for which, scene in enumerate(scenes):
         asked = [in_picture(question, which) for question in _asked(rng, scene, 2)]
         branches += [(_said(question, about=scene),) for question in asked]
@@ -194,6 +195,13 @@ def _several(rng: Random, grid: tuple[int, int]) -> Row:
     for index in range(count):
         prefix += [SEE, index, SEEN]
     return Row(scenes, tuple(prefix), tuple(branches))
+
+
+def _shown_in(question: Question, scenes: Sequence[Scene]) -> Scene | None:
+    """The picture that alone has what is asked for."""
+    if question.text.startswith("which picture has a"):
+        return scenes[ORDINALS.index(question.answer)]
+    return None
 
 
 def _question_first(rng: Random, grid: tuple[int, int]) -> Row:

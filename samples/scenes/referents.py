@@ -25,6 +25,7 @@ _PHRASE = re.compile(
     rf"(?P<shape>{'|'.join(SHAPES)}|shape)\b(?: with digit (?P<digit>\d)| has digit (?P<has>\d)"
     rf"| is (?P<is>{'|'.join(COLORS)})\b)?"
 )
+_IN_PICTURE = re.compile(r" in the (?:first|second|third) picture")
 
 
 def find_referents(text: str, scene: Scene) -> list[tuple[int, tuple[int, ...]]]:
@@ -45,6 +46,8 @@ def find_referents(text: str, scene: Scene) -> list[tuple[int, tuple[int, ...]]]
             continue
         labels = _classes(things[0], scene) if things else (0, *UNKNOWN)
         found.append((match.end(), labels))
+    if named := _IN_PICTURE.search(text):  # only there is it known which picture is meant
+        return [(named.end(), found[0][1])] if len(found) == 1 else []
     return found
 
 

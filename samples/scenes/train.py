@@ -4,11 +4,12 @@
 
 Every step's data is a pure function of (seed, step), so a run that was stopped goes on where its
 last checkpoint stands, by the same command. OUTPUT gets log.jsonl, state.safetensors, hf/ (a folder
-for stock transformers) and curve.png. The shipped checkpoint is an earlier, shorter run whose
-schedule was changed on the way (its card says how); these defaults have not been run to the end
-yet, nor has `gpu`, a larger network. A step takes half a second on one quiet core, so the defaults
-take about 100 minutes. glibc gives memory back after every step, which costs a fifth of the time:
-MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=8589934592 in the environment stop that.
+for stock transformers) and curve.png. The shipped checkpoint came about in two runs, the second
+from the weights of the first (its card says how); these defaults have not been run from nothing to
+the end yet, nor has `gpu`, a larger network. A step takes half a second on one quiet core, so the
+defaults take about 100 minutes. glibc gives memory back after every step, which costs a fifth of
+the time: MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=8589934592 in the environment
+stop that.
 """
 
 import json
@@ -48,7 +49,7 @@ class Options:
     """Folder of the run; an unfinished run in it goes on."""
     preset: Literal["cpu", "gpu"] = "cpu"
     """Size of the network: cpu (1.8 M parameters) or gpu (larger; on CUDA, larger batches)."""
-    steps: int = 12000
+    steps: int = 9000
     """Steps that train everything."""
     vision_steps: int = 3500
     """Steps before these that train the vision encoder alone."""
@@ -56,7 +57,7 @@ class Options:
     """Highest learning rate."""
     constant: float = 0.2
     """Share of the steps before the learning rate falls."""
-    dropout_from: float = 0.6
+    dropout_from: float = 0.55
     """Share of the steps before vision tokens are dropped."""
     plain: bool = False
     """Never drop vision tokens: a model to compare with."""

@@ -47,7 +47,7 @@ class Ask:
     """Vision tokens that may enter the LLM: a share (0.5) or a count (128)."""
     selector: str | None = None
     """How tokens are chosen; the bundle's default if not given. One of relevance,
-    relevance-coverage, attention, random, uniform."""
+    relevance-coverage, attention, attention-coverage, random, uniform."""
     max_new_tokens: int = 128
     """Bound of the answer's length."""
     system: str | None = None

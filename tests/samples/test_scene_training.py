@@ -81,6 +81,16 @@ def test_a_phrase_that_fits_several_things_or_names_none_is_left_out() -> None:
     assert find_referents("how many shapes are there?", SCENE) == []
 
 
+def test_of_several_pictures_a_phrase_means_a_thing_once_its_picture_is_named() -> None:
+    from referents import find_referents
+
+    text = "where is the red star in the second picture?"
+    ((end, classes),) = find_referents(text, SCENE)
+    assert text[:end].endswith("second picture")
+    assert classes[:3] == (1, 100 // 28, 120 // 28)
+    assert find_referents("is the red star above the circle in the first picture?", SCENE) == []
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_positions_of_a_row_are_those_of_transformers(layout: str, made: Made) -> None:
     import torch

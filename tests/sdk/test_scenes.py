@@ -1,15 +1,10 @@
-import json
-from collections import Counter
-from itertools import islice
 from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tokprune.errors import RequestInvalid
 from tokprune.scenes import (
-    GROUPS,
     Scene,
     Thing,
     ask,
@@ -19,8 +14,6 @@ from tokprune.scenes import (
     in_picture,
     make_companion,
     make_scene,
-    suite,
-    write,
 )
 from tokprune.scenes.glyphs import CHARACTERS, STYLES, glyph
 from tokprune.scenes.questions import MAKERS, NUMBERS
@@ -37,76 +30,6 @@ def thing(color="red", shape="star", **changes):
 
 def named(scene, name):
     return next(thing for thing in scene.things if thing.name == name)
-
-
-def test_a_suite_is_the_same_every_time():
-    first, second = (list(suite("dev", 6, questions=2)) for _ in range(2))
-    assert [(s.key, s.question, s.answer) for s in first] == [
-        (s.key, s.question, s.answer) for s in second
-    ]
-    for one, other in zip(first, second, strict=True):
-        for a, b in zip(one.pictures, other.pictures, strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_a_longer_suite_only_adds_samples():
-    short, long = list(suite("dev", 4)), list(suite("dev", 8))
-    assert [s.question for s in long[: len(short)]] == [s.question for s in short]
-
-
-def test_splits_share_no_picture():
-    seen = {}
-    for split in ("train", "dev", "test"):
-        for sample in suite(split, 20, tokens=64):
-            for picture in sample.pictures:
-                assert seen.setdefault(picture.tobytes(), split) == split
-
-
-def test_keys_are_unique():
-    keys = [s.key for s in suite("test", 12, questions=3)]
-    assert len(set(keys)) == len(keys)
-    assert keys[0].startswith("test/mixed/000000/")
-
-
-@pytest.mark.parametrize(("tokens", "shape"), [(64, (224, 224)), (196, (392, 392))])
-def test_pictures_have_the_tokens_asked_for(tokens, shape):
-    samples = list(suite("test", 4, tokens=tokens, groups=("color", "exist")))
-    assert {picture.shape for s in samples for picture in s.pictures} == {(*shape, 3)}
-
-
-def test_mixed_sizes_are_not_all_square():
-    shapes = {s.pictures[0].shape[:2] for s in suite("dev", 30, groups=("exist",))}
-    assert any(height != width for height, width in shapes)
-    assert all(64 <= height * width // 28**2 <= 256 for height, width in shapes)
-
-
-def test_every_group_is_asked_about_equally_often():
-    counts = Counter(s.group for s in suite("test", 200, groups=GROUPS))
-    assert set(counts) == set(GROUPS)
-    assert min(counts.values()) >= 8
-
-
-def test_only_the_groups_asked_for_come():
-    groups = {s.group for s in suite("test", 10, groups=("digit", "where"))}
-    assert groups <= {"digit", "where"}
-
-
-def test_comparisons_show_two_pictures():
-    samples = list(suite("test", 10, tokens=64, groups=("compare",)))
-    assert samples
-    assert {len(s.pictures) for s in samples} == {2}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"tokens": 65}, "No grid of 65 vision tokens"),
-        ({"groups": ("colour",)}, "Unknown groups"),
-    ],
-)
-def test_unknown_requests_name_what_is_known(arguments, message):
-    with pytest.raises(RequestInvalid, match=message):
-        list(suite("test", 1, **arguments))
 
 
 @pytest.mark.parametrize("scene", SCENES[:24])
@@ -302,17 +225,3 @@ def test_every_character_has_its_own_glyph(style):
     for index, one in enumerate(square):
         for other in square[:index]:
             assert np.abs(one - other).mean() > 4
-
-
-def test_written_samples_are_read_back(tmp_path):
-    samples = list(islice(suite("train", 12, tokens=64), 12))
-    write(tmp_path, samples)
-    lines = (tmp_path / "data.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == len(samples)
-    for line, sample in zip(map(json.loads, lines), samples, strict=True):
-        assert {"question", "answer", "group"} < set(line)
-        assert (line["question"], line["answer"]) == (sample.question, sample.answer)
-        names = line["images"] if "images" in line else [line["image"]]
-        assert ("images" in line) == (len(sample.pictures) > 1)
-        for name, picture in zip(names, sample.pictures, strict=True):
-            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), picture)

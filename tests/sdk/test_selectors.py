@@ -7,7 +7,7 @@ from grids import first_layer, never, prompt_for, tiled_vision, vision_tokens
 from tokprune.selectors import SELECTORS, Selector
 from tokprune.selectors.baselines import attention, mean_attention, random_tokens, uniform
 from tokprune.selectors.coverage import coverage_order, farthest_point_order, lattice, shares
-from tokprune.selectors.relevance import mixed, relevance_coverage
+from tokprune.selectors.relevance import attention_coverage, mixed, relevance_coverage
 from tokprune.types import KIND, PATCH, FirstLayer, VisionTokens
 
 VISION = vision_tokens((6, 7), (3, 8))
@@ -97,11 +97,37 @@ def test_attention_reads_all_rows_when_the_question_stands_before_the_picture() 
 def test_half_of_coverage_is_relevance_and_half_lies_far_apart() -> None:
     scores = np.zeros(TOTAL, np.float32)
     scores[:10] = np.arange(10, 0, -1)
-    take = relevance_coverage(lambda *_: scores, coverage_share=0.5)
+    take = relevance_coverage(lambda *_: scores, attention_share=0.0, coverage_share=0.5)
     ranking = take(prompt_for(VISION), VISION, lambda: first_layer(VISION, SCORES))
     taken = ranking.take(20)
     assert set(range(10)) <= set(taken.tolist())
     assert (VISION.where[taken, 0] == 1).sum() >= 3  # the other picture is not left blind
+
+
+def test_relevance_and_attention_weigh_the_same_unless_told_otherwise() -> None:
+    relevant = np.eye(TOTAL, dtype=np.float32)[3]
+    attended = first_layer(VISION, np.eye(TOTAL, dtype=np.float32)[5])
+    for share, expected in ((None, (0.5, 0.5)), (0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))):
+        given = {} if share is None else {"attention_share": share}
+        made = relevance_coverage(lambda *_: relevant, **given)
+        scores = made(prompt_for(VISION), VISION, lambda: attended).scores
+        assert scores is not None
+        assert (scores[3], scores[5]) == pytest.approx(expected)
+        assert scores.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [lambda: relevance_coverage(scorer), lambda: attention_coverage])
+def test_coverage_takes_half_and_a_quarter_where_little_is_kept(
+    make: Callable[[], Selector],
+) -> None:
+    ranking = make()(prompt_for(VISION), VISION, lambda: first_layer(VISION, SCORES))
+    best = np.argsort(-ranking.scores, kind="stable") if ranking.scores is not None else []
+    for k, by_score in ((TOTAL // 2, 0.5), (8, 0.75)):
+        taken = set(ranking.take(k).tolist())
+        head = k - round(k * (1 - by_score))
+        assert set(np.asarray(best)[:head].tolist()) <= taken
+        assert not set(np.asarray(best)[: head + 4].tolist()) <= taken
+    assert not ranking.size_bias(0.5)
 
 
 def test_size_bias_is_asked_for_from_its_share_upwards() -> None:

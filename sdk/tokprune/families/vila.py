@@ -164,7 +164,7 @@ def from_pixels(
     fast, slow = np.arange(grid.side**2) % grid.side, np.arange(grid.side**2) // grid.side
     where = np.zeros((grid.side**2, 7), np.int32)
     where[:, PICTURE], where[:, FRAME] = index, frame
-    where[:, ROW], where[:, COLUMN] = (slow, fast)
+    where[:, ROW], where[:, COLUMN] = (fast, slow) if grid.column_major else (slow, fast)
     return Prepared(
         kind="picture",
         calls=({"pixel_values": pixel_values},),

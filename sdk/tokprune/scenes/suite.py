@@ -1,5 +1,6 @@
 """Held-out questions about drawn pictures, the same on every machine."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,17 +132,26 @@ def make_companion(rng: Random, scene: Scene) -> Scene:
 
 
 def write(folder: Path, samples: Iterable[Sample]) -> Path:
-    """Write pictures as PNG and questions as `data.jsonl`, the input of tokprune-train."""
+    """Write pictures as PNG and questions as `data.jsonl`, the input of tokprune-train.
+
+    A picture that several questions are about is written once: whoever splits the questions can
+    keep those of one picture together.
+    """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     target = folder / "data.jsonl"
     with target.open("w", encoding="utf-8") as lines:
         for sample in samples:
-            names: list[str] = []
-            for index, picture in enumerate(sample.pictures):
-                name = f"pictures/{sample.key.replace('/', '-')}-{index}.png"
-                Image.fromarray(picture).save(folder / name)
-                names.append(name)
+            names = [_write_picture(folder, picture) for picture in sample.pictures]
             image = {"image": names[0]} if len(names) == 1 else {"images": names}
             row = {**image, "question": sample.question, "answer": sample.answer}
             lines.write(json.dumps({**row, "group": sample.group}) + "\n")
     return target
+
+
+def _write_picture(folder: Path, picture: UInt8[Array, "h w 3"]) -> str:
+    """Write a picture under the hash of its pixels, and return its name relative to the folder."""
+    digest = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
+    name = f"pictures/{digest[:24]}.png"
+    if not (folder / name).exists():
+        Image.fromarray(picture).save(folder / name)
+    return name

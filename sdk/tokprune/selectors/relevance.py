@@ -3,15 +3,16 @@
 import numpy as np
 from jaxtyping import Int64
 
+from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.coverage import coverage_order
 from tokprune.selectors.selector import Scorer, Selector, descending, prefix_of
-from tokprune.types import Array, First, Prompt, Ranking, VisionTokens
+from tokprune.types import Array, First, Prompt, Ranking, Scores, VisionTokens
 
-# From experiments on another small VLM: coverage pays where there is room for it, and size bias
-# only while much of the picture is still there. Not yet chosen on the shipped VLM's development
-# split.
-COVERAGE_SHARE = 0.5
-SIZE_BIAS_FROM = 0.2
+# Chosen on the development split of the shipped VLM (CONTRIBUTING.md, "Settings of the selectors").
+ATTENTION_SHARE = 0.5
+COVERAGE_SHARE, SCARCE_COVERAGE_SHARE = 0.5, 0.25
+SCARCE = 0.2  # kept shares below have less room for coverage
+NEVER = 2.0  # a kept share from which on size bias is used
 
 
 def relevance(scorer: Scorer) -> Selector:
@@ -28,30 +29,57 @@ def relevance(scorer: Scorer) -> Selector:
 def relevance_coverage(
     scorer: Scorer,
     *,
-    coverage_share: float = COVERAGE_SHARE,
-    size_bias_from: float = SIZE_BIAS_FROM,
+    attention_share: float = ATTENTION_SHARE,
+    coverage_share: float | None = None,
+    size_bias_from: float = NEVER,
 ) -> Selector:
-    """Keep the most relevant tokens, and spread the rest evenly over the grid.
+    """Keep what the answer will be read from, what the question names, and spread the rest evenly.
+
+    Predicted relevance alone misses evidence of absence: labels explain the answer that was given,
+    and nothing in particular explains "no" or "zero". What the question's words attend to covers
+    that, and is at hand.
 
     Args:
         scorer: predicts relevance.
-        coverage_share: share of K in farthest-point order over the grid, 0..1.
+        attention_share: weight of the first layer's mean attention beside the relevance, 0..1.
+        coverage_share: share of K in farthest-point order over the grid, 0..1; None: half, and a
+            quarter where less than a fifth is kept. The ranking is not nested then.
         size_bias_from: from this kept share upwards, each kept token's attention is corrected for
             the number of tokens it stands for (selection.py); above 1, never.
     """
 
     def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
         del prompt
-        scores = scorer(vision, first())
-        by_relevance = descending(scores, vision)
-        by_coverage = coverage_order(vision.where, vision.regions)
-
-        def take(k: int) -> Int64[Array, " k"]:
-            return mixed(by_relevance, by_coverage, k, coverage_share)
-
-        return Ranking(take, scores, size_bias=lambda kept_share: kept_share >= size_bias_from)
+        seen = first()
+        scores = (1 - attention_share) * scorer(vision, seen)
+        if attention_share:
+            scores = scores + attention_share * mean_attention(seen)
+        return covering(scores.astype(np.float32), vision, coverage_share, size_bias_from)
 
     return select
+
+
+def attention_coverage(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+    """Keep what the question attends to in the first layer, and spread the rest; no training."""
+    del prompt
+    return covering(mean_attention(first()), vision, None, NEVER)
+
+
+def covering(
+    scores: Scores, vision: VisionTokens, coverage_share: float | None, size_bias_from: float
+) -> Ranking:
+    """Take the highest scores, and a share of K in coverage order."""
+    by_score = descending(scores, vision)
+    by_coverage = coverage_order(vision.where, vision.regions)
+    total = len(scores)
+
+    def take(k: int) -> Int64[Array, " k"]:
+        share = coverage_share
+        if share is None:
+            share = COVERAGE_SHARE if k >= SCARCE * total else SCARCE_COVERAGE_SHARE
+        return mixed(by_score, by_coverage, k, share)
+
+    return Ranking(take, scores, size_bias=lambda kept_share: kept_share >= size_bias_from)
 
 
 def mixed(
