@@ -44,6 +44,7 @@ from tokprune.types import Array
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 DEVICE_FOLDER = "device/"  # what this device made of the bundle; not the exporter's, not hashed
+_READ_IF_THERE = ("video_preprocessor_config.json", "processor_config.json")  # by families
 _NEEDED = (EMBEDDINGS, "config.json", "preprocessor_config.json", "tokenizer.json")
 _MANIFEST_BYTES = 16 << 20
 _AGAIN = "Copy or export the bundle again; `tokprune verify` shows every file."
@@ -185,7 +186,18 @@ def _read_manifest(root: int) -> Manifest:
     for name in (*_NEEDED, *graphs):
         if name not in manifest.files:
             raise unlisted(name)
+    for name in _READ_IF_THERE:
+        if name not in manifest.files and _is_there(root, name):
+            raise unlisted(name)
     return manifest
+
+
+def _is_there(root: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _check_schema(version: Any) -> None:

@@ -85,7 +85,8 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
     if manifest.chat.picture.count(tokens.image) != 1:
         yield f"chat.picture must hold the image token {tokens.image} once"
     video = manifest.chat.video
-    if (video is None) != (tokens.video is None) or (video or []).count(tokens.video) > 1:
+    given = [] if video is None else [item for item in video if item == tokens.video]
+    if (video is None) != (tokens.video is None) or len(given) != (video is not None):
         yield "chat.video and tokens.video must both be there, the token once, or neither"
     if manifest.chat.head_system is not None and len(manifest.chat.head_system) != 2:
         yield "chat.head_system must have two pieces, before and after the system message"

@@ -131,8 +131,7 @@ def test_preflight_asks_for_what_is_written(exported: Exported) -> None:
 
 
 def bench(folder: Path, exported: Exported) -> parity.Bench:
-    family = export.FAMILIES["qwen2_vl"]
-    return parity.Bench(folder, exported.written[0], family, "qwen2_vl", 1e-4)
+    return parity.Bench(folder, exported.written[0], "qwen2_vl", 1e-4)
 
 
 def failing(folder: Path, exported: Exported) -> set[str]:

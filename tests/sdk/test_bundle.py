@@ -220,6 +220,12 @@ def test_a_needed_file_without_a_hash_is_refused(bundle: Path, name: str) -> Non
     refused(bundle, "unlisted", match=name)
 
 
+@pytest.mark.parametrize("name", ["video_preprocessor_config.json", "processor_config.json"])
+def test_settings_that_nobody_listed_are_refused(bundle: Path, name: str) -> None:
+    (bundle / name).write_text("{}")
+    refused(bundle, "unlisted", match=name)
+
+
 # --- the promise ----------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from tokprune_export.checkpoint import load_module
 from tokprune_export.decoder import Linear, TextModel, frozen, rotate
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
+from tokprune_export.families.text_settings import check_text
 from tokprune_export.onnx import Input, Output, Source
 
 TOKEN_IDS = (
@@ -27,7 +28,6 @@ TOKEN_IDS = (
     "vision_start_token_id",
     "vision_end_token_id",
 )
-STATIC_ROPE = ("default", "mrope", "linear", "llama3", "yarn")
 
 
 def check(config: Config) -> None:
@@ -35,19 +35,7 @@ def check(config: Config) -> None:
     missing = [name for name in TOKEN_IDS if not isinstance(config.get(name), int)]
     if missing:
         raise ExportRefused(f"config.json lacks {', '.join(missing)}")
-    text = config.get("text_config", config)
-    if text.get("use_sliding_window"):
-        raise ExportRefused(
-            "config.json has use_sliding_window = true: the graphs attend to everything. "
-            "Only checkpoints without sliding windows can be exported"
-        )
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in STATIC_ROPE:
-        raise ExportRefused(
-            f"config.json has rope_type {kind!r}, whose angles change with the prompt's length. "
-            f"Can be exported: {', '.join(STATIC_ROPE)}"
-        )
+    check_text(config.get("text_config", config))
 
 
 def load(folder: Path, layers: int | None) -> Any:

@@ -3,7 +3,7 @@
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config
 
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+STATIC_ROPE = ("default", "mrope", "linear", "llama3", "yarn")
 
 
 def check_text(text: Config) -> None:

@@ -88,7 +88,7 @@ class Pack(nn.Module):
         if missing:
             grid = functional.pad(grid, (0, 0, 0, missing, 0, missing))
         squares = grid.unflatten(2, (-1, self.unit)).unflatten(1, (-1, self.unit))
-        order = (0, 3, 1, 4, 2, 5) if self.column_major else (0, 1, 3, 2, 4, 5)
+        order = (0, 3, 1, 2, 4, 5) if self.column_major else (0, 1, 3, 2, 4, 5)
         return squares.permute(order).flatten(3).flatten(1, 2)
 
 

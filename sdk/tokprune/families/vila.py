@@ -1,7 +1,7 @@
 """VILA1.5: each picture becomes a square for SigLIP; the frames of a video are pictures.
 
-Follows process_image, opencv_extract_frames' callers and DownSampleBlock of NVlabs/VILA, and
-transformers' SiglipImageProcessorPil.
+Follows process_image, run_vila.py and DownSampleBlock of NVlabs/VILA, and transformers'
+SiglipImageProcessorPil.
 """
 
 from collections.abc import Sequence
