@@ -128,15 +128,17 @@ class Run:
         started = time.monotonic() - self.spent
         saved = time.monotonic()
         sums: dict[str, float] = {}
+        taken = 0
         for batch in batches(options, self.step):
             values = self._train_step(batch.to(options.device))
             self.step += 1
             self.spent = time.monotonic() - started
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value / REPORT_STEPS
+                sums[name] = sums.get(name, 0.0) + value
+            taken += 1  # fewer than REPORT_STEPS after a restart
             if self.step % REPORT_STEPS == 0:
-                self._report(sums)
-                sums = {}
+                self._report({name: value / taken for name, value in sums.items()})
+                sums, taken = {}, 0
             if time.monotonic() - saved > 60 * options.minutes_between:
                 self._save()
                 if self.step > options.vision_steps:
