@@ -19,11 +19,18 @@ from tokprune.selectors.baselines import random_tokens
 from tokprune_export import evaluate
 from tokprune_export.answer_cells import DEFAULT, Record, Setup, Task, answer_cells, opened
 from tokprune_export.evaluate import EvaluateOptions, tasks
-from tokprune_export.evaluation_report import Bootstrap, Results, markdown, plot, summarise
+from tokprune_export.evaluation_report import (
+    RIVALS,
+    Bootstrap,
+    Results,
+    markdown,
+    plot,
+    summarise,
+)
 from tokprune_export.scorers import PaperScorer, Scorer, save_scorer
 
 pytestmark = pytest.mark.torch
-NAMES = ("random/0", "random/1", "uniform", "uniform + size bias", "attention", DEFAULT)
+NAMES = ("random/0", "random/1", *RIVALS[1:], DEFAULT)
 FACTS = {
     "bundle": "made up",
     "questions": "none",
