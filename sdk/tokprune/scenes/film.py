@@ -139,7 +139,7 @@ def draw_film(film: Film) -> UInt8[Array, "f h w 3"]:
     seeds = rng.integers(2**31, size=len(film.things))  # a thing looks the same in every frame
     frames: list[Array] = []
     for frame in range(film.frames):
-        picture = background.copy()
+        picture: Array = np.array(background)
         for number, thing in film.at(frame):
             draw_thing(picture, thing, np.random.default_rng(seeds[number]))
         frames.append(draw_noise(picture, rng))
