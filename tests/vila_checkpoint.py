@@ -5,7 +5,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-TEXT = Path(__file__).parents[1] / "CONTRIBUTING.md"  # for sentencepiece to learn words from
+TEXT = Path(__file__).with_name("vila_tokenizer.txt")  # for sentencepiece to learn words from
 IMAGE_PX, PATCH_PX, WIDTH = 70, 14, 36  # 5 x 5 patches: an odd grid, as the 27 x 27 of VILA1.5
 
 

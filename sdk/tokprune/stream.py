@@ -15,7 +15,9 @@ STAGES = ("preprocess", "vision", "first_layer", "scorer", "select", "prefill", 
 class AnswerStream:
     """Iterates over pieces of valid Unicode text; `answer` is there once it is exhausted.
 
-    Leaving the loop early, or `close()`, stops the work; no answer is made then.
+    The pieces make up the answer's text, unless the model emits bytes that are no UTF-8 behind a
+    character given out already: `answer.text` is then what all bytes decode to. Leaving the loop
+    early, or `close()`, stops the work; no answer is made then.
     """
 
     def __init__(
