@@ -131,10 +131,16 @@ def quiet_transformers() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def load_module(kind: Any, folder: Path, config: Any) -> Any:
-    """Load a class of transformers from safetensors in float32, all weights found or refused."""
+def load_module(kind: Any, folder: Path, config: Any, layers: int | None = None) -> Any:
+    """Load a class of transformers from safetensors in float32, all weights found or refused.
+
+    With `layers`, only so many layers of the decoder in `config.text_config` (changed in place).
+    """
     import torch
 
+    if layers is not None:
+        config.text_config.num_hidden_layers = layers
+        config.text_config.layer_types = config.text_config.layer_types[:layers]
     with quiet_transformers():
         model, report = kind.from_pretrained(
             folder,

@@ -262,6 +262,7 @@ def test_the_published_template_compiles_and_agrees(checkpoint: Path) -> None:
         ({"text_config": {"use_sliding_window": True}}, "use_sliding_window = true"),
         ({"text_config": {"layer_types": ["sliding_attention"]}}, "use_sliding_window = true"),
         ({"text_config": {"rope_parameters": {"rope_type": "dynamic"}}}, "rope_type 'dynamic'"),
+        ({"text_config": {"rope_parameters": {"rope_type": "mrope"}}}, "rope_type 'mrope'"),
         ({"image_grid_pinpoints": [[TILE_PX, 5]]}, r"image_grid_pinpoints \[\(30, 5\)\] are no"),
         ({"vision_aspect_ratio": "square"}, "vision_aspect_ratio is 'square', expected 'anyres"),
     ],

@@ -76,11 +76,7 @@ def load(folder: Path, layers: int | None) -> Any:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
     config = LlavaOnevisionConfig.from_pretrained(folder)
-    text_config: Any = config.text_config
-    if layers is not None:
-        text_config.num_hidden_layers = layers
-        text_config.layer_types = text_config.layer_types[:layers]
-    return load_module(LlavaOnevisionForConditionalGeneration, folder, config)
+    return load_module(LlavaOnevisionForConditionalGeneration, folder, config, layers)
 
 
 def text(model: Any) -> TextModel:

@@ -35,7 +35,7 @@ def check(config: Config) -> None:
     missing = [name for name in TOKEN_IDS if not isinstance(config.get(name), int)]
     if missing:
         raise ExportRefused(f"config.json lacks {', '.join(missing)}")
-    check_text(config.get("text_config", config))
+    check_text(config.get("text_config", config), mrope=True)
 
 
 def load(folder: Path, layers: int | None) -> Any:
@@ -43,11 +43,7 @@ def load(folder: Path, layers: int | None) -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig.from_pretrained(folder)
-    text_config: Any = config.text_config
-    if layers is not None:
-        text_config.num_hidden_layers = layers
-        text_config.layer_types = text_config.layer_types[:layers]
-    return load_module(Qwen2VLForConditionalGeneration, folder, config)
+    return load_module(Qwen2VLForConditionalGeneration, folder, config, layers)
 
 
 def text(model: Any) -> TextModel:
