@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from curve import plot_curve
-from mixture import LAYOUTS_FROM
+from demos import Demo
 from safetensors import safe_open
-from transformers import Qwen2VLForConditionalGeneration
+from torch import nn
 
 CARD = """\
 ---
@@ -19,7 +19,7 @@ library_name: transformers
 pipeline_tag: image-text-to-text
 ---
 
-# A small Qwen2-VL that answers questions about drawn scenes
+# A small {name} that answers questions about drawn scenes
 
 It makes the examples of tokprune work and lets its pruning be measured where no pretrained weights
 can be fetched. It knows drawn shapes, colours and digits, and nothing else.
@@ -28,33 +28,30 @@ can be fetched. It knows drawn shapes, colours and digits, and nothing else.
 pruning better than one that has never missed a token: every pruning figure measured with it should
 say so.
 
-* Architecture: stock `Qwen2VLForConditionalGeneration`, {parameters:,} parameters, bfloat16.
-  Vision encoder {vision}; LLM {text}. `rope_theta` 5 in the LLM, 10000 in the vision encoder.
-* Tokenizer: byte-level BPE of {tokens} tokens with Qwen2-VL's special tokens and the form of its
-  chat template, without a default system message. Digits and capital letters are single tokens.
-* Pictures: any size of {min_tokens} to {max_tokens} vision tokens (28 x 28 px each); trained on 16
-  to 400, mostly 64 to 208.
+* Architecture: {architecture}, {parameters:,} parameters, bfloat16. Vision encoder {vision}; LLM
+  {text}. `rope_theta` of the LLM {theta:g}.
+* Tokenizer: {tokenizer} ({tokens} tokens).
+* Pictures: {pictures}.
 
 ## Data
 
 Scenes of `tokprune.scenes`, drawn while training, no two alike: 6 shapes in 8 colours on a noisy
 background with distractors, small and large within a picture, digits on some large ones, scale 0.5
-to 1.5. Every batch is a function of the seed and the step. The test scenes below are another
+to 1.5. {films}Every batch is a function of the seed and the step. The test scenes below are another
 stream of random numbers.
 
 ## Recipe
 
 {recipe}
 
-1. Vision encoder alone: a throw-away linear head names shape, colour, size and digit of every
-   cell. Without this, shapes and digits stay at chance.
+1. Vision encoder alone: a throw-away linear head names shape, colour, size and digit of what every
+   vision token shows. Without this, shapes and digits stay at chance.
 2. Questions, with half of that loss beside them. One row is a picture and several questions about
    it under a block-causal mask. Tiny pictures first, then larger ones.
 3. Beside step 2, two throw-away heads inside the LLM: after its second layer every vision token is
    asked for its row and column, after its third the last token of every phrase ("the green
-   circle") for the thing it means. Answers alone teach that too slowly.
-4. From {layouts_from:.0%} of step 2 on: dialogues of two to five turns, system messages, two or
-   three pictures, a later picture, the question before the picture.
+   circle") for the thing it means{doing}. Answers alone teach that too slowly.
+4. From {layouts_from:.0%} of step 2 on, other layouts beside single pictures: {layouts_trained}.
 5. From {dropout_from:.0%} on, vision tokens are hidden from the LLM in 70 % of the rows. Half of
    these lose a share U(0, 0.7) of all tokens; the other half lose U(0.4, 1) of the background and
    U(0, 0.15) of the things.
@@ -69,11 +66,11 @@ autocast.
 Exact match, all vision tokens kept, weights in bfloat16 and arithmetic in float32, one answer per
 question and greedy. {asked:,} test scenes of mixed sizes: **{all:.1%}**.
 
-| group | mixed sizes | 196 tokens |
+| group | mixed sizes | 392 x 392 px |
 |---|---|---|
 {groups}
 
-`compare` shows two pictures that together have about as many tokens as the size says.
+`compare` shows two pictures that together have about as many pixels as the size says.
 
 | size of the picture | exact match | questions |
 |---|---|---|
@@ -84,8 +81,8 @@ question and greedy. {asked:,} test scenes of mixed sizes: **{all:.1%}**.
 {layouts}
 
 In the layouts, earlier turns of a dialogue hold the true answers.
-
-Stock `generate()` is right on exactly the same questions in {agree} of {generated} cases tried.
+{videos}
+{stock}
 
 {scorer}
 
@@ -93,6 +90,28 @@ Stock `generate()` is right on exactly the same questions in {agree} of {generat
 
 Apache-2.0, like the code that drew the data.
 """
+VIDEOS = """
+{asked:,} test videos of {first}: **{all:.1%}**.
+
+| group of questions about videos | exact match | questions |
+|---|---|---|
+{groups}
+
+| length and size of the video | exact match | questions |
+|---|---|---|
+{sizes}
+"""
+LAYOUTS = {
+    "talk": "dialogues of two to five turns",
+    "several": "two or three pictures",
+    "first": "the question before the picture",
+    "later": "a later picture",
+    "film": "videos",
+}
+FILMS = (
+    "Videos of `tokprune.scenes.film`: two to four things that move, appear, disappear or turn "
+    "another colour.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -108,21 +127,23 @@ class Tally:
         return self.right / self.asked
 
 
-def write_card(
-    folder: Path,
-    model: Qwen2VLForConditionalGeneration,
-    tables: Mapping[str, Mapping[str, Tally]],
-    run: Path,
-) -> None:
+Tables: TypeAlias = Mapping[str, Mapping[str, Tally]]
+
+
+def write_card(folder: Path, demo: Demo, model: nn.Module, tables: Tables, run: Path) -> None:
     """Write README.md and curve.png. RUN/history.md, if there, tells how the run came about."""
     plot_curve(run / "log.jsonl", folder / "curve.png")
     options: dict[str, Any] = json.loads((run / "options.json").read_text(encoding="utf-8"))
-    overall = next(iter(tables["all"].values()))
-    stock = tables["stock"]["generate()"]
+    [overall] = tables["all"].values()
+    films = "film_group" in tables
     text = CARD.format(
-        **_architecture(model),
+        **demo.card._asdict(),
+        **_sizes(demo, model),
         recipe=_recipe(run, options),
-        layouts_from=LAYOUTS_FROM,
+        films=FILMS if films else "",
+        doing=", and in a video for what it does" if films else "",
+        layouts_from=demo.plan.layouts_from,
+        layouts_trained=", ".join(LAYOUTS[name] for name in demo.plan.layouts),
         dropout_from=options["dropout_from"],
         lr=options["lr"],
         scorer=_scorer(folder / "scorer.safetensors"),
@@ -131,24 +152,49 @@ def write_card(
         groups=_groups(tables["group"], tables["group_196"]),
         sizes=_lines(tables["size"]),
         layouts=_lines(tables["layout"]),
-        agree=stock.right,
-        generated=stock.asked,
+        videos=_videos(tables) if films else "",
+        stock=_stock(tables),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _architecture(model: Qwen2VLForConditionalGeneration) -> dict[str, Any]:
-    text: Any = model.config.text_config
-    vision: Any = model.config.vision_config
+def _videos(tables: Tables) -> str:
+    first, overall = next(iter(tables["film_size"].items()))
+    return VIDEOS.format(
+        asked=overall.asked,
+        all=overall.share,
+        first=first,
+        groups=_lines(tables["film_group"]),
+        sizes=_lines(tables["film_size"]),
+    )
+
+
+def _stock(tables: Tables) -> str:
+    """How transformers' own generate() compares."""
+    found = {**tables["stock"], **tables.get("film_stock", {})}
+    cases = " and ".join(f"{t.right} of {t.asked} cases with {kind}" for kind, t in found.items())
+    return f"`generate()` of transformers is right on exactly the same questions in {cases} tried."
+
+
+def _sizes(demo: Demo, model: nn.Module) -> dict[str, Any]:
+    llm = demo.llm(model)
+    text: Any = llm.layers[0].self_attn.config
+    [vision] = (
+        module.config
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("visual", "vision_tower", "tower")
+    )
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+    heads = getattr(vision, "num_heads", None) or vision.num_attention_heads
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "vision": f"{vision.depth} layers x {vision.embed_dim}, {vision.num_heads} heads",
+        "vision": f"{depth} layers x {width}, {heads} heads",
         "text": f"{text.num_hidden_layers} layers x {text.hidden_size}, "
         f"{text.num_attention_heads} heads ({text.num_key_value_heads} for keys and values), "
         f"mlp {text.intermediate_size}",
+        "theta": text.rope_parameters["rope_theta"],
         "tokens": text.vocab_size,
-        "min_tokens": 4,
-        "max_tokens": 400,
     }
 
 
@@ -157,9 +203,14 @@ def _recipe(run: Path, options: Mapping[str, Any]) -> str:
     if history.exists():
         return history.read_text(encoding="utf-8").strip()
     log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    start = "from nothing"
+    if options["language"]:
+        start = f"the LLM from that of the demo {Path(options['language']).name}, the rest {start}"
+    if options["init"]:
+        start = f"from {options['init']}"
     return (
         f"{options['vision_steps']} steps of the vision encoder alone, {options['steps']} steps of "
-        f"everything, seed {options['seed']}, from nothing, by `samples/scenes/train.py`, on "
+        f"everything, seed {options['seed']}, {start}, by `samples/scenes/train.py`, on "
         f"{datetime.now(timezone.utc).date().isoformat()} with 2 CPU cores (AMD EPYC), in "
         f"{json.loads(log[-1])['minutes']:.0f} minutes."
     )

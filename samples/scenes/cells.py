@@ -1,45 +1,97 @@
-"""What each vision token of a picture sees: patches, and labels for the dense auxiliary task."""
+"""What each vision token shows: labels for the dense auxiliary task of the vision encoder."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from tokprune.scenes import Scene
-from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX
+from tokprune.scenes.film import Film
+from tokprune.scenes.scene import COLORS, SHAPES, Thing
+from tokprune.types import COLUMN, FRAME, KIND, PATCH, ROW, TILE, Prepared
 
 IGNORED = -100
 CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 3, 11)  # shape, colour, size, digit; 0 is none
+SLIVER = 0.12  # of a cell or a thing: less than that is nothing to learn from
 
 
-def to_patches(picture: np.ndarray) -> np.ndarray:
-    """Patches [4 n, 588] in the order of Qwen2-VL: 2 x 2 patches of a token together."""
-    height, width = picture.shape[:2]
-    blocks = picture.reshape(height // 28, 2, 14, width // 28, 2, 14, 3)
-    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, 588)
+class Box(NamedTuple):
+    """What part of a picture a grid of vision tokens covers, in pixels; it may stick out."""
+
+    top: float
+    left: float
+    height: float
+    width: float
 
 
-def label_cells(scene: Scene) -> np.ndarray:
-    """Classes [n, 4] of what covers most of each cell; slivers of a thing are ignored."""
-    y, x = np.mgrid[: scene.rows, : scene.columns] * TOKEN_PX + TOKEN_PX // 2
-    labels = np.zeros((scene.rows, scene.columns, 4), np.int64)
-    most = np.zeros((scene.rows, scene.columns))
-    for thing in scene.things:
+def box_of(prepared: Prepared) -> Box:
+    """Whole pictures, but a family may put one of several in the middle of a square.
+
+    LLaVA-OneVision does; such a picture is one grid and a newline.
+    """
+    height, width = prepared.size_hw
+    newlines = int((prepared.where[:, KIND] != PATCH).sum())
+    if prepared.kind == "picture" and len(prepared.regions) == newlines == 1:
+        side = max(height, width)
+        return Box((height - side) / 2, (width - side) / 2, side, side)
+    return Box(0, 0, height, width)
+
+
+def label_tokens(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
+    """Classes [n, 4] of what covers most of each vision token; IGNORED where that is not known."""
+    labels = np.full((len(prepared.where), 4), IGNORED, np.int64)
+    if shown is None:
+        return labels
+    box = box_of(prepared)
+    for region in prepared.regions:
+        frames = _frames(shown, prepared, region.frame)
+        grids = [label_grid(things, box, region.rows, region.columns) for things in frames]
+        grid = grids[0]
+        for other in grids[1:]:  # a token of several frames shows what all of them show
+            grid = np.where(grid == other, grid, IGNORED)
+        where = prepared.where
+        mine = (where[:, TILE] == region.tile) & (where[:, FRAME] == region.frame)
+        mine &= where[:, KIND] == PATCH
+        labels[mine] = grid[where[mine, ROW], where[mine, COLUMN]]
+    return labels
+
+
+def _frames(shown: Scene | Film, prepared: Prepared, number: int) -> list[Sequence[Thing]]:
+    """The things of each frame that a region shows."""
+    if isinstance(shown, Scene):
+        return [shown.things]
+    count = max(region.frame for region in prepared.regions) + 1
+    each = -(-shown.frames // count)
+    span = range(number * each, min((number + 1) * each, shown.frames))
+    return [[thing for _, thing in shown.at(frame)] for frame in span]
+
+
+def label_grid(things: Sequence[Thing], box: Box, rows: int, columns: int) -> np.ndarray:
+    """Classes [rows, columns, 4] of what covers most of each cell; slivers are ignored."""
+    height, width = box.height / rows, box.width / columns
+    y, x = np.mgrid[:rows, :columns]
+    y, x = box.top + (y + 0.5) * height, box.left + (x + 0.5) * width
+    labels = np.zeros((rows, columns, 4), np.int64)
+    most = np.zeros((rows, columns))
+    both_sizes = len({thing.large for thing in things}) == 2
+    for thing in things:
         down, right = np.abs(thing.y - y), np.abs(thing.x - x)
         half = thing.radius * 0.75
-        area = _overlap(down, half) * _overlap(right, half)
+        area = _overlap(down, half, height) * _overlap(right, half, width)
         covers = area > most
         most = np.maximum(most, area)
-        share = area / min(TOKEN_PX**2, (2 * half) ** 2)
-        size = 1 + thing.large if scene.has_both_sizes else IGNORED
+        share = area / min(height * width, (2 * half) ** 2)
+        size = 1 + thing.large if both_sizes else IGNORED
         classes = [SHAPES.index(thing.shape) + 1, list(COLORS).index(thing.color) + 1, size, 0]
         labels[covers] = classes
         if thing.digit is not None:
-            central = np.hypot(down, right) <= 18
+            central = np.hypot(down, right) <= 0.64 * max(height, width)
             labels[..., 3][covers] = np.where(central, int(thing.digit) + 1, IGNORED)[covers]
-        labels[covers & (share < 0.12)] = IGNORED
-    return labels.reshape(-1, 4)
+        labels[covers & (share < SLIVER)] = IGNORED
+    return labels
 
 
-def _overlap(distance: np.ndarray, half: float) -> np.ndarray:
+def _overlap(distance: np.ndarray, half: float, side: float) -> np.ndarray:
     """Overlap of a cell with a thing along one axis, in pixels."""
-    side = TOKEN_PX / 2
-    upper = np.minimum(side, distance + half)
-    return np.clip(upper - np.maximum(-side, distance - half), 0, None)
+    upper = np.minimum(side / 2, distance + half)
+    return np.clip(upper - np.maximum(-side / 2, distance - half), 0, None)

@@ -17,8 +17,10 @@ def plot_curve(log: Path, picture: Path) -> None:
     for name, label in names.items():
         seen = [row for row in rows if name in row]
         axes.plot([r["minutes"] for r in seen], [r[name] for r in seen], alpha=0.4, label=label)
-    for name in ("64", "196", "several", "talk"):
+    for name in ("64", "196", "several", "talk", "film"):
         seen = [row for row in rows if name in row]
+        if not seen:
+            continue
         minutes = [row["minutes"] for row in seen]
         axes.plot(minutes, [r[name]["all"] for r in seen], "o-", label=f"exact match: {name}")
     axes.set(xlabel="minutes", ylabel="share right", ylim=(0, 1))

@@ -1,18 +1,17 @@
 """What a training step minimises, and which questions a model answers exactly."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES
-from mixture import CAPTION
-from network import BLOCKED, encode_pictures, run_text
+from cells import CLASSES, IGNORED
+from demos import Demo
+from mixture import ALL_GROUPS
+from network import BLOCKED, run_text
 from referents import PLACE, REFERENT, classes_loss
-from rows import IGNORED, Batch, attention_bias
+from rows import Batch, attention_bias
 from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration
-
-from tokprune.scenes import GROUPS
 
 CELL_LABELS = ("shape", "color", "size", "digit")
 CELL_WEIGHTS = (2.0, 1.0, 1.0, 2.0)  # shape and digit are hard
@@ -33,30 +32,36 @@ class Heads(nn.Module):
         self.referent = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(REFERENT)))
 
 
+class Learner(NamedTuple):
+    """What is trained: a network of a family, and the heads."""
+
+    demo: Demo
+    model: nn.Module
+    heads: Heads
+
+
 def batch_loss(
-    model: Qwen2VLForConditionalGeneration,
-    heads: Heads,
-    batch: Batch,
-    *,
-    vision_only: bool,
-    drop: bool,
+    learner: Learner, batch: Batch, *, vision_only: bool, drop: bool
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of one batch, and figures to show."""
-    vision = encode_pictures(model, batch.patches, batch.grid)
+    demo, model, heads = learner
+    vision = demo.encode(model, batch.pixels)
     cells, accuracy = cell_loss(heads.cells(vision), batch.cells)
     values = {"aux": float(cells.detach()), **dict(zip(CELL_LABELS, accuracy, strict=True))}
     if vision_only:
         return cells, values
-    states = text_states(model, batch, vision, drop=drop)
+    states = text_states(demo, model, batch, vision, drop=drop)
     asked = batch.labels != IGNORED
     labels = batch.labels[asked]
-    logits = model.lm_head(states[-1][asked])
-    weight = torch.where(batch.groups[asked] == CAPTION, CAPTION_WEIGHT, 1.0)
+    logits = demo.llm(model).head(states[-1][asked])
+    caption = ALL_GROUPS.index("caption")
+    weight = torch.where(batch.groups[asked] == caption, CAPTION_WEIGHT, 1.0)
     each = F.cross_entropy(logits.float(), labels, reduction="none")
     answers = (each * weight).sum() / weight.sum()
     hits = (logits.argmax(-1) == labels).float().mean()
-    slots = batch.ids == model.config.image_token_id
-    places, place_hits = place_loss(heads.place, batch, slots, states[PLACE_LAYER - 1])
+    places, place_hits = classes_loss(
+        heads.place(states[PLACE_LAYER - 1][batch.slots]), batch.places, PLACE
+    )
     meant = batch.referents[..., 0] != IGNORED
     referents, referent_hits = classes_loss(
         heads.referent(states[REFERENT_LAYER - 1][meant]), batch.referents[meant], REFERENT
@@ -67,26 +72,17 @@ def batch_loss(
     return answers + dense, values
 
 
-def place_loss(
-    head: nn.Module, batch: Batch, slots: Tensor, states: Tensor
-) -> tuple[Tensor, float]:
-    """Auxiliary loss: the row and column of every vision token."""
-    start = batch.positions[0][slots]  # all tokens of a picture share its time
-    labels = torch.stack([batch.positions[axis][slots] - start for axis in (1, 2)], -1)
-    return classes_loss(head(states[slots]), labels, PLACE)
-
-
 def text_states(
-    model: Qwen2VLForConditionalGeneration, batch: Batch, vision: Tensor, *, drop: bool
+    demo: Demo, model: nn.Module, batch: Batch, vision: Tensor, *, drop: bool
 ) -> list[Tensor]:
     """Hidden states after each layer; vision tokens may be hidden from the LLM."""
-    embeds = model.model.language_model.embed_tokens(batch.ids)
-    slots = batch.ids == model.config.image_token_id
-    embeds = embeds.to(vision.dtype).masked_scatter(slots[..., None], vision)
+    llm = demo.llm(model)
+    embeds = llm.embed(batch.ids)
+    embeds = embeds.to(vision.dtype).masked_scatter(batch.slots[..., None], vision)
     bias = attention_bias(batch.segments, BLOCKED)
     if drop:
-        bias = bias.masked_fill(dropped(batch, slots)[:, None, None], BLOCKED)
-    return run_text(model, embeds, batch.positions, bias)
+        bias = bias.masked_fill(dropped(batch)[:, None, None], BLOCKED)
+    return run_text(llm, embeds, batch.positions, bias)
 
 
 def cell_loss(logits: Tensor, cells: Tensor) -> tuple[Tensor, list[float]]:
@@ -96,8 +92,8 @@ def cell_loss(logits: Tensor, cells: Tensor) -> tuple[Tensor, list[float]]:
     for index, part in enumerate(logits.float().split(CLASSES, -1)):
         labels = cells[..., index]
         weight = torch.where(labels > 0, 1.0, BACKGROUND_WEIGHT) * (labels >= 0)
-        each = F.cross_entropy(part.flatten(0, 1), labels.flatten().clamp(min=0), reduction="none")
-        loss = (each.view_as(weight) * weight).sum() / weight.sum().clamp(min=1)
+        each = F.cross_entropy(part, labels.clamp(min=0), reduction="none")
+        loss = (each * weight).sum() / weight.sum().clamp(min=1)
         losses.append(loss * CELL_WEIGHTS[index])
         things = labels > 0
         hits = (part.argmax(-1) == labels)[things].float()
@@ -105,15 +101,16 @@ def cell_loss(logits: Tensor, cells: Tensor) -> tuple[Tensor, list[float]]:
     return torch.stack(losses).sum(), accuracy
 
 
-def dropped(batch: Batch, slots: Tensor) -> Tensor:
+def dropped(batch: Batch) -> Tensor:
     """Vision tokens to hide from the LLM, [b, s]: on 70 % of the rows, half of these biased.
 
     Even dropout takes U(0, 0.7) of all tokens; biased dropout takes U(0.4, 1) of the background and
     U(0, 0.15) of the things, so that the model meets every density of background.
     """
+    slots = batch.slots
     rows = len(slots)
     device = slots.device
-    things = torch.zeros_like(slots).masked_scatter(slots, batch.cells[..., 0].flatten() != 0)
+    things = torch.zeros_like(slots).masked_scatter(slots, batch.cells[:, 0] > 0)
     active = torch.rand(rows, 1, device=device) < 0.7
     biased = torch.rand(rows, 1, device=device) < 0.5
     even = 0.7 * torch.rand(rows, 1, device=device)
@@ -124,16 +121,15 @@ def dropped(batch: Batch, slots: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def question_hits(
-    model: Qwen2VLForConditionalGeneration, batch: Batch
-) -> list[list[tuple[str, bool]]]:
+def question_hits(demo: Demo, model: nn.Module, batch: Batch) -> list[list[tuple[str, bool]]]:
     """Group of every question of every row, and whether all tokens of the answer are right.
 
     With the true answers of earlier turns before it, this is what greedy decoding would say.
     """
-    vision = encode_pictures(model, batch.patches, batch.grid)
+    vision = demo.encode(model, batch.pixels)
     asked = batch.labels != IGNORED
-    logits = model.lm_head(text_states(model, batch, vision, drop=False)[-1][asked])
+    states = text_states(demo, model, batch, vision, drop=False)
+    logits = demo.llm(model).head(states[-1][asked])
     hits = torch.ones_like(asked)
     hits[asked] = logits.argmax(-1) == batch.labels[asked]
     found: list[list[tuple[str, bool]]] = []
@@ -141,19 +137,16 @@ def question_hits(
         found.append([])
         for question in range(int(batch.questions[row].max()) + 1):
             mine = batch.questions[row] == question
-            group = int(batch.groups[row][mine][0])
-            name = "caption" if group == CAPTION else GROUPS[group]
-            found[-1].append((name, bool(hits[row][mine].all())))
+            group = ALL_GROUPS[int(batch.groups[row][mine][0])]
+            found[-1].append((group, bool(hits[row][mine].all())))
     return found
 
 
-def exact_match(
-    model: Qwen2VLForConditionalGeneration, batches: Iterable[Batch]
-) -> dict[str, float]:
+def exact_match(demo: Demo, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """Share of questions answered exactly, by group; `all` leaves captions out."""
     right: dict[str, list[bool]] = {}
     for batch in batches:
-        for row in question_hits(model, batch):
+        for row in question_hits(demo, model, batch):
             for group, hit in row:
                 right.setdefault(group, []).append(hit)
     asked = [hit for group, hits in right.items() if group != "caption" for hit in hits]

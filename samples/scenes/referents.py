@@ -13,12 +13,20 @@ from cells import CLASSES, IGNORED
 from torch import Tensor
 
 from tokprune.scenes import Scene
+from tokprune.scenes.film import DIRECTIONS, Event, Film
 from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX, Thing
+from tokprune.types import Region
 
-LONGEST_SIDE = 20  # vision tokens
-PLACE = (LONGEST_SIDE, LONGEST_SIDE)  # row and column of a token
-# Is there such a thing; its row and column, its thirds of the picture, and what it is.
-REFERENT = (2, *PLACE, 3, 3, *CLASSES)
+LONGEST_SIDE = 24  # vision tokens
+LONGEST_FILM = 16  # frames
+PLACE = (LONGEST_FILM, LONGEST_SIDE, LONGEST_SIDE)  # frame, row and column of a token
+EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
+# Is there such a thing; its row and column, its thirds of the picture, and what it is; in a film,
+# what it does, from which frame on, and the colour that it turns.
+REFERENT = (
+    *(2, LONGEST_SIDE, LONGEST_SIDE, 3, 3, *CLASSES),
+    *(len(EVENTS), LONGEST_FILM, len(COLORS)),
+)
 UNKNOWN = (IGNORED,) * (len(REFERENT) - 1)
 _PHRASE = re.compile(
     rf"(?:(?P<size>large|small) )?(?:(?P<color>{'|'.join(COLORS)}) )?"
@@ -28,8 +36,13 @@ _PHRASE = re.compile(
 _IN_PICTURE = re.compile(r" in the (?:first|second|third) picture")
 
 
-def find_referents(text: str, scene: Scene) -> list[tuple[int, tuple[int, ...]]]:
-    """Where each phrase ends, and the classes of what it means; not of phrases for several."""
+def find_referents(
+    text: str, shown: Scene | Film, region: Region
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Where each phrase ends, and the classes of what it means; not of phrases for several.
+
+    Places are counted in the grid of a region that covers the whole picture.
+    """
     found: list[tuple[int, tuple[int, ...]]] = []
     for match in _PHRASE.finditer(text):
         said = match.groupdict()
@@ -37,33 +50,47 @@ def find_referents(text: str, scene: Scene) -> list[tuple[int, tuple[int, ...]]]
         color, digit = said["color"] or said["is"], said["digit"] or said["has"]
         wanted = {"size": said["size"], "color": color, "shape": shape, "digit": digit}
         wanted = {name: value for name, value in wanted.items() if value}
-        things = [
-            thing
-            for thing in scene.things
+        numbers = [
+            number
+            for number, thing in enumerate(shown.things)
             if all(getattr(thing, name) == value for name, value in wanted.items())
         ]
-        if len(things) > 1 or not wanted:
+        if len(numbers) > 1 or not wanted:
             continue
-        labels = _classes(things[0], scene) if things else (0, *UNKNOWN)
+        labels = _classes(numbers[0], shown, region) if numbers else (0, *UNKNOWN)
         found.append((match.end(), labels))
     if named := _IN_PICTURE.search(text):  # only there is it known which picture is meant
         return [(named.end(), found[0][1])] if len(found) == 1 else []
     return found
 
 
-def _classes(thing: Thing, scene: Scene) -> tuple[int, ...]:
-    height, width = scene.size_hw
+def _classes(number: int, shown: Scene | Film, region: Region) -> tuple[int, ...]:
+    thing = shown.things[number]
+    height, width = shown.rows * TOKEN_PX, shown.columns * TOKEN_PX
+    both_sizes = isinstance(shown, Scene) and shown.has_both_sizes
     return (
         1,
-        thing.y // TOKEN_PX,
-        thing.x // TOKEN_PX,
+        thing.y * region.rows // height,
+        thing.x * region.columns // width,
         3 * thing.y // height,
         3 * thing.x // width,
         SHAPES.index(thing.shape) + 1,
         list(COLORS).index(thing.color) + 1,
-        1 + thing.large if scene.has_both_sizes else IGNORED,
-        0 if thing.digit is None else int(thing.digit) + 1,
+        1 + thing.large if both_sizes else IGNORED,
+        _digit(thing),
+        *(_does(shown.events[number]) if isinstance(shown, Film) else (IGNORED,) * 3),
     )
+
+
+def _digit(thing: Thing) -> int:
+    return 0 if thing.digit is None else int(thing.digit) + 1
+
+
+def _does(event: Event) -> tuple[int, int, int]:
+    """What a thing does, from which frame on, and the colour that it turns."""
+    color = list(COLORS).index(event.color) if event.color else IGNORED
+    start = event.start if event.kind != "stays" else IGNORED
+    return EVENTS.index(event.direction or event.kind), min(start, LONGEST_FILM - 1), color
 
 
 def classes_loss(logits: Tensor, labels: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, float]:

@@ -1,136 +1,159 @@
 """Training rows: a shared prefix with pictures, and branches that see the prefix and themselves.
 
 A branch equals a conversation of its own, yet the pictures are encoded and read once for all of
-them. Positions follow transformers' Qwen2VLModel.get_rope_index.
+them. Prompts are laid out as on the device: with the pieces of the checkpoint's chat template, and
+the pictures, videos and positions of `tokprune.families`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from referents import REFERENT, find_referents
+from cells import IGNORED, label_tokens
+from demos import DEMOS
+from referents import PLACE, REFERENT, find_referents
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from tokprune.scenes import Scene
+from tokprune.families import FAMILIES, Processor, Span
+from tokprune.loading import open_tokenizer
+from tokprune.manifest import Piece
+from tokprune.scenes import Scene, draw
+from tokprune.scenes.film import Film, draw_film
+from tokprune.scenes.film_suite import FPS
+from tokprune.types import COLUMN, FRAME, KIND, PATCH, PICTURE, ROW, Clip, Medium, Prepared
+from tokprune_export.chat_template import Template, compile_chat
+from tokprune_export.checkpoint import open_checkpoint
+from tokprune_export.records import tokens
 
-IGNORED = -100
 PAD_SEGMENT = -1
+Drawn: TypeAlias = Scene | Film | Medium  # to be drawn, or drawn
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Text with the answer that the model is to give to it."""
+    """The end of a turn: the last words of it, and the answer that the model is to give."""
 
     text: str
     answer: str
     group: int
-    about: Scene | None = None  # whose things the text means, where a dense task may ask for them
+    about: int | None = None  # the picture whose things are meant, where a task may ask for them
 
 
-Part = str | Answered | int  # an int is a picture, by its index in the row
+Part: TypeAlias = str | Answered | int  # an int is a picture or video, by its index in the row
 
 
 @dataclass(frozen=True)
 class Row:
     """Pictures, what all branches share, and the branches (without pictures)."""
 
-    scenes: tuple[Scene, ...]
+    media: tuple[Drawn, ...]
     prefix: tuple[Part, ...]
     branches: tuple[tuple[Part, ...], ...]
+    system: str | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of rows that hold equally many pictures of one size."""
+    """Tensors of some rows. n counts the vision tokens of all of them."""
 
-    grid: tuple[int, int]
-    patches: Tensor  # [b pictures, 4 n, 588] uint8
-    cells: Tensor  # [b pictures, n, 4] what stands in each cell, see cells.py
+    pixels: dict[str, Tensor]  # what the family's `encode` takes
+    cells: Tensor  # [n, 4] what each vision token shows, see cells.py
+    places: Tensor  # [n, 3] its frame, row and column
     ids: Tensor  # [b, s]
+    slots: Tensor  # [b, s] whether a vision token stands there
     labels: Tensor  # [b, s] the next token where it is answered, else IGNORED
     segments: Tensor  # [b, s] 0 prefix, 1.. branches, PAD_SEGMENT
     groups: Tensor  # [b, s]
     questions: Tensor  # [b, s] number of the question that a label belongs to
-    positions: Tensor  # [3, b, s]
+    positions: Tensor  # [p, b, s]
     referents: Tensor  # [b, s, parts] classes of the thing that a phrase means, at its last token
 
     def to(self, device: str) -> "Batch":
         """The same on a device."""
-        names = [f.name for f in fields(self) if f.name != "grid"]
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        names = [f.name for f in fields(self) if f.name != "pixels"]
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, pixels={k: v.to(device) for k, v in self.pixels.items()}, **moved)
 
 
 @dataclass
 class _Line:
     """A row while it is written, one list entry a token."""
 
+    media: list[list[Prepared]]  # of each picture; of a video, a family may make several
+    drawn: tuple[Drawn, ...]
     ids: list[int] = field(default_factory=list)
+    slots: list[bool] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     questions: list[int] = field(default_factory=list)
-    positions: list[tuple[int, int, int]] = field(default_factory=list)
     referents: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    shown: list[Prepared] = field(default_factory=list)  # in the order of the slots
+    pending: str = ""  # text not tokenised yet, as what follows may belong to its last token
+    marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # characters of it
     asked: int = 0
+    segment: int = 0
+    ended: bool = False  # whether a turn was answered last
 
-    def text(self, ids: Sequence[int], segment: int, start: int) -> int:
-        """Append text; returns the next position."""
+    def add(self, ids: Sequence[int]) -> None:
+        """Append tokens that are read, not answered."""
         count = len(ids)
         self.ids += ids
+        self.slots += [False] * count
         self.labels += [IGNORED] * count
-        self.segments += [segment] * count
+        self.segments += [self.segment] * count
         self.groups += [0] * count
         self.questions += [-1] * count
-        self.positions += [(p, p, p) for p in range(start, start + count)]
-        return start + count
+        self.spans.append(Span(count))
 
-    def answer(self, ids: Sequence[int], segment: int, start: int, group: int) -> int:
+    def answer(self, ids: Sequence[int], group: int) -> None:
         """Append an answer; the token before it predicts its first token."""
         first = len(self.ids) - 1
-        stop = self.text(ids, segment, start)
+        self.add(ids)
         last = first + len(ids)
         self.labels[first:last] = ids
         self.groups[first:last] = [group] * len(ids)
         self.questions[first:last] = [self.asked] * len(ids)
         self.asked += 1
-        return stop
 
-    def picture(self, token: int, grid: tuple[int, int], start: int) -> int:
-        """Append a picture; text goes on after its longer side."""
-        rows, columns = grid
-        count = rows * columns
-        self.text([token] * count, 0, start)
-        self.positions[-count:] = [
-            (start, start + row, start + column) for row in range(rows) for column in range(columns)
-        ]
-        return start + max(grid)
+    def show(self, prepared: Prepared, token: int) -> None:
+        """Append the vision tokens of a picture."""
+        count = len(prepared.where)
+        self.add([token] * count)
+        self.slots[-count:] = [True] * count
+        self.spans[-1] = Span(count, prepared.regions)
+        self.shown.append(prepared)
 
 
 class Writer:
-    """Turns rows into batches."""
+    """Turns rows into batches, as the checkpoint in a folder would read them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[str, list[int]] = {}
-        [self._image] = tokenizer("<|image_pad|>").input_ids
-        [self._pad] = tokenizer("<|endoftext|>").input_ids
+    def __init__(self, folder: Path) -> None:
+        checkpoint = open_checkpoint(str(folder))
+        self.family = checkpoint.family
+        self.demo = DEMOS[checkpoint.family]
+        self._texts = checkpoint.texts
+        self._processors: dict[int | None, Processor] = {
+            None: FAMILIES[checkpoint.family].open(checkpoint.texts)
+        }
+        self.tokenizer = open_tokenizer(checkpoint.texts)
+        self.chat = compile_chat(checkpoint.texts, Template(checkpoint.texts))
+        self.tokens = tokens(checkpoint, self.chat)
+        # What stands between the prompt and an answer: in a chat, tokenised with the answer.
+        reply, generation = self.chat.reply, self.chat.generation
+        self._before_answer = str(reply[-1]).removeprefix(str(generation[-1]))
+        if [*generation[:-1], f"{generation[-1]}{self._before_answer}"] != reply:
+            raise ValueError(f"answers come after {generation}, and in a chat after {reply}")
+        self._end, *self._again = self.chat.next_user
+        self._known: dict[str, Any] = {}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids; remembered, since questions repeat."""
-        ids = self._known.get(text)
-        if ids is None:
-            ids = self._tokenizer(text).input_ids
-            if len(self._known) < 50_000:
-                self._known[text] = ids
-        return ids
-
-    def batch(self, rows: Sequence[Row], patches: np.ndarray, cells: np.ndarray) -> Batch:
-        """Rows, all with pictures of one size, padded to one length."""
-        scene = rows[0].scenes[0]
-        grid = (scene.rows, scene.columns)
-        lines = [self._line(row, grid) for row in rows]
+    def batch(self, rows: Sequence[Row], side_px: int | None = None) -> Batch:
+        """Draw the pictures of rows and pad all rows to one length."""
+        lines = [self._line(row, self._processor(side_px)) for row in rows]
         length = -(-max(len(line.ids) for line in lines) // 8) * 8
 
         def table(name: str, fill: int) -> Tensor:
@@ -139,18 +162,21 @@ class Writer:
                 values[index, : len(line.ids)] = getattr(line, name)
             return torch.from_numpy(values)
 
-        positions = np.zeros((3, len(lines), length), np.int64)
-        for index, line in enumerate(lines):
-            positions[:, index, : len(line.ids)] = np.array(line.positions).T
+        found = [self._positions(line, self._processor(side_px)) for line in lines]
+        positions = np.zeros((len(found[0]), len(lines), length), np.int64)
         referents = np.full((len(lines), length, len(REFERENT)), IGNORED, np.int64)
         for index, line in enumerate(lines):
+            positions[:, index, : len(line.ids)] = found[index]
             for token, classes in line.referents:
                 referents[index, token] = classes
+        shown = [(line, prepared) for line in lines for prepared in line.shown]
+        cells = [label_tokens(_scene(line, prepared), prepared) for line, prepared in shown]
         return Batch(
-            grid=grid,
-            patches=torch.from_numpy(patches),
-            cells=torch.from_numpy(cells),
-            ids=table("ids", self._pad),
+            pixels=self.demo.pixels([prepared for _, prepared in shown]),
+            cells=torch.from_numpy(np.concatenate(cells)),
+            places=torch.from_numpy(np.concatenate([_places(prepared) for _, prepared in shown])),
+            ids=table("ids", 0),
+            slots=table("slots", 0).bool(),
             labels=table("labels", IGNORED),
             segments=table("segments", PAD_SEGMENT),
             groups=table("groups", 0),
@@ -159,30 +185,148 @@ class Writer:
             referents=torch.from_numpy(referents),
         )
 
-    def _line(self, row: Row, grid: tuple[int, int]) -> _Line:
-        line = _Line()
-        stop = self._parts(line, row.prefix, grid, 0, 0)
+    @property
+    def processor(self) -> Processor:
+        """The checkpoint's own."""
+        return self._processor(None)
+
+    def _processor(self, side_px: int | None) -> Processor:
+        if side_px not in self._processors:
+            assert side_px is not None  # that one is there
+            assert self.demo.scaled is not None  # only its plan names sides
+            self._processors[side_px] = self.demo.scaled(self._texts, side_px)
+        return self._processors[side_px]
+
+    def _line(self, row: Row, processor: Processor) -> _Line:
+        media = [draw_medium(medium) for medium in row.media]
+        grouped: list[list[Prepared]] = [[] for _ in media]
+        for prepared in processor.prepare(media):
+            grouped[int(prepared.where[0, PICTURE])].append(prepared)
+        line = _Line(grouped, row.media)
+        self._open(line, row.system)
+        self._parts(line, row.prefix)
+        carried, marks, ended = line.pending, line.marks, line.ended
         for number, branch in enumerate(row.branches, start=1):
-            self._parts(line, branch, grid, number, stop)
+            line.pending, line.marks, line.ended = carried, list(marks), ended
+            line.segment = number
+            self._parts(line, branch)
         return line
 
-    def _parts(
-        self, line: _Line, parts: Sequence[Part], grid: tuple[int, int], segment: int, start: int
-    ) -> int:
+    def _open(self, line: _Line, system: str | None) -> None:
+        if system is None:
+            self._piece(line, self.chat.head)
+            return
+        assert self.chat.head_system is not None  # all demos take one
+        before, after = self.chat.head_system
+        self._piece(line, before)
+        line.pending += system
+        self._piece(line, after)
+
+    def _parts(self, line: _Line, parts: Sequence[Part]) -> None:
         for part in parts:
-            if isinstance(part, str):
-                start = line.text(self.encode(part), segment, start)
-            elif isinstance(part, Answered):
-                if part.about is not None:
-                    for end, classes in find_referents(part.text, part.about):
-                        last = len(line.ids) + len(self.encode(part.text[:end])) - 1
-                        line.referents.append((last, classes))
-                start = line.text(self.encode(part.text), segment, start)
-                answer = self.encode(f"{part.answer}<|im_end|>")
-                start = line.answer(answer, segment, start, part.group)
+            if line.ended:
+                self._piece(line, self._again)
+                line.ended = False
+            if isinstance(part, int):
+                for prepared in line.media[part]:
+                    self._show(line, prepared)
+                continue
+            text = part if isinstance(part, str) else part.text
+            if text:
+                self._piece(line, self.chat.words)
+                self._mark(line, part)
+                line.pending += text
+            if isinstance(part, Answered):
+                self._answer(line, part)
+
+    def _show(self, line: _Line, prepared: Prepared) -> None:
+        video = prepared.kind == "video"
+        token = self.tokens.video if video else self.tokens.image
+        for item in (self.chat.video if video else self.chat.picture) or []:
+            if item == token:
+                self._flush(line)
+                line.show(prepared, int(item))
             else:
-                start = line.picture(self._image, grid, start)
-        return start
+                self._piece(line, [item])
+
+    def _piece(self, line: _Line, piece: Piece) -> None:
+        for item in piece:
+            if isinstance(item, int):
+                self._flush(line)
+                line.add([item])
+            else:
+                line.pending += item
+
+    def _answer(self, line: _Line, part: Answered) -> None:
+        self._piece(line, self.chat.generation)
+        self._flush(line)
+        words = self._encode(self._before_answer + part.answer).ids
+        assert isinstance(self._end, int)  # a template's turn ends with a token
+        line.answer([*words, self._end], part.group)
+        line.ended = True
+
+    def _mark(self, line: _Line, part: Part) -> None:
+        """Note where phrases end that a dense task asks about."""
+        if not isinstance(part, Answered) or part.about is None:
+            return
+        shown = line.drawn[part.about]
+        if isinstance(shown, Scene | Film):
+            region = line.media[part.about][0].regions[0]
+            found = find_referents(part.text, shown, region)
+            line.marks += [(len(line.pending) + end, classes) for end, classes in found]
+
+    def _flush(self, line: _Line) -> None:
+        encoded = self._encode(line.pending)
+        start = len(line.ids)
+        for end, classes in line.marks:
+            token = next(i for i, (_, stop) in enumerate(encoded.offsets) if stop >= end)
+            line.referents.append((start + token, classes))
+        if encoded.ids:
+            line.add(encoded.ids)
+        line.pending, line.marks = "", []
+
+    def _encode(self, text: str) -> Any:
+        """Token ids and offsets; remembered, since questions repeat."""
+        found = self._known.get(text)
+        if found is None:
+            found = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(self._known) < 50_000:
+                self._known[text] = found
+        return found
+
+    def _positions(self, line: _Line, processor: Processor) -> np.ndarray:
+        """Positions [p, s]: branches go on where the prefix ends."""
+        shared = line.segments.count(0)
+        spans: list[Span] = []
+        count = 0
+        for span in line.spans:
+            if count < shared:
+                spans.append(span)
+            count += span.length
+        found = processor.positions([*spans, Span(1)])[0]
+        lengths = [line.segments.count(number) for number in range(1, line.segment + 1)]
+        branches = [found[:, -1:] + np.arange(length) for length in lengths]
+        return np.concatenate([found[:, :shared], *branches], axis=1)
+
+
+def draw_medium(medium: Drawn) -> Medium:
+    """Draw what is not drawn yet."""
+    if isinstance(medium, Scene):
+        return draw(medium)
+    return Clip(draw_film(medium), FPS) if isinstance(medium, Film) else medium
+
+
+def _scene(line: _Line, prepared: Prepared) -> Scene | Film | None:
+    drawn = line.drawn[int(prepared.where[0, PICTURE])]
+    return drawn if isinstance(drawn, Scene | Film) else None
+
+
+def _places(prepared: Prepared) -> np.ndarray:
+    """Frame, row and column [n, 3] of every vision token; IGNORED for newlines."""
+    places = prepared.where[:, [FRAME, ROW, COLUMN]].astype(np.int64)
+    places = np.minimum(places, np.array(PLACE) - 1)
+    places[prepared.where[:, KIND] != PATCH] = IGNORED
+    return places
 
 
 def attention_bias(segments: Tensor, blocked: float) -> Tensor:

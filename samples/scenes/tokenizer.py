@@ -1,7 +1,11 @@
-"""Tokenizer and chat template of the demo VLMs: byte-level BPE with Qwen2-VL's special tokens."""
+"""Tokenizer of the demo VLMs with a Qwen2 inside, and the text that tokenizers learn from."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 
+from checkpoint import write_json
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -61,7 +65,9 @@ assistant user system describe compare count find point corner edge background s
 LATER_WORDS = tuple(LATER_TEXT.split())
 
 
-def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    special: Sequence[str], template: str, seed: int = 0
+) -> PreTrainedTokenizerFast:
     """Train the tokenizer on drawn questions and answers; always the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -78,19 +84,20 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
         special_tokens=[],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(Random(f"tokenizer/{seed}")), trainer)
+    tokenizer.train_from_iterator(corpus(Random(f"tokenizer/{seed}")), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL),
+        additional_special_tokens=list(special),
         model_max_length=4096,
     )
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     return fast
 
 
-def _corpus(rng: Random) -> list[str]:
+def corpus(rng: Random) -> list[str]:
+    """Questions, answers and words, as often as they shall count."""
     texts: list[str] = []
     for _ in range(1500):
         scene = make_scene(rng, *rng.choice(((4, 4), (8, 8), (14, 14))))
@@ -103,3 +110,16 @@ def _corpus(rng: Random) -> list[str]:
     texts += [*LATER_WORDS, *NUMBERS, "first", "second", "third"] * 6
     texts += ["user\n", "assistant\n", "system\n", *SYSTEM_PROMPTS] * 100
     return texts
+
+
+def simplify(path: Path, processor: str) -> None:
+    """Drop what is not about the tokenizer, and name the class that every version knows."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "backend"):
+        config.pop(key, None)
+    special = config.pop("extra_special_tokens", None)
+    if special:
+        config["additional_special_tokens"] = special
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["processor_class"] = processor
+    write_json(path, config)

@@ -1,15 +1,14 @@
-"""Train the demo Qwen2-VL from nothing on drawn scenes, in one command.
+"""Train a demo VLM on drawn scenes, in one command.
 
-    python samples/scenes/train.py OUTPUT [--preset cpu|gpu] [--plain]
+    python samples/scenes/train.py OUTPUT --family vila --language CHECKPOINT
 
 Every step's data is a pure function of (seed, step), so a run that was stopped goes on where its
-last checkpoint stands, by the same command. OUTPUT gets log.jsonl, state.safetensors, hf/ (a folder
-for stock transformers) and curve.png. The shipped checkpoint came about in two runs, the second
-from the weights of the first (its card says how); these defaults have not been run from nothing to
-the end yet, nor has `gpu`, a larger network. A step takes half a second on one quiet core, so the
-defaults take about 100 minutes. glibc gives memory back after every step, which costs a fifth of
-the time: MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=8589934592 in the environment
-stop that.
+last checkpoint stands, by the same command. OUTPUT gets log.jsonl, state.safetensors, hf/ (a
+checkpoint as published ones are) and curve.png. How the shipped checkpoints came about stands in
+their cards. The defaults have not been run from nothing to the end for Qwen2-VL yet, nor has
+`gpu`, a larger network, for any family. A step takes half a second on one quiet core. glibc gives
+memory back after every step, which costs a fifth of the time: MALLOC_TRIM_THRESHOLD_=8589934592
+MALLOC_MMAP_THRESHOLD_=8589934592 in the environment stop that.
 """
 
 import json
@@ -21,22 +20,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from random import Random
+from threading import Event
 from typing import Any, Literal
 
 import torch
 import tyro
-from cells import to_patches
-from checkpoint import load_state, save_hf, save_state
+from checkpoint import load_state, save_state
 from curve import plot_curve
-from losses import Heads, batch_loss, exact_match
-from mixture import make_batch, make_row, to_batch
-from network import SIZES, make_model, normalise, whiten_patches
-from rows import Batch, Writer
-from tokenizer import build_tokenizer
-from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration
+from demos import DEMOS, Demo
+from losses import Heads, Learner, batch_loss, exact_match
+from mixture import make_batch, make_row
+from network import take_over, whitened
+from rows import Batch, Row, Writer
+from torch import nn
 
-from tokprune.scenes import draw, make_scene
+from tokprune.loading import open_tokenizer
+from tokprune.scenes import make_scene
+from tokprune_export.checkpoint import open_checkpoint
 
 REPORT_STEPS = 50
 
@@ -47,6 +47,8 @@ class Options:
 
     output: tyro.conf.Positional[Path]
     """Folder of the run; an unfinished run in it goes on."""
+    family: Literal["qwen2_vl", "llava_onevision", "vila"] = "qwen2_vl"
+    """Which of the demo VLMs."""
     preset: Literal["cpu", "gpu"] = "cpu"
     """Size of the network: cpu (1.8 M parameters) or gpu (larger; on CUDA, larger batches)."""
     steps: int = 9000
@@ -64,7 +66,9 @@ class Options:
     seed: int = 0
     """Of weights and data."""
     init: Path | None = None
-    """Start from the weights of this HF folder instead of from nothing."""
+    """Start from the weights of this checkpoint instead of from nothing."""
+    language: Path | None = None
+    """Start from the LLM of this demo checkpoint, of whatever family, as VLMs do."""
     threads: int = 1
     """Threads of the training process; one more process draws."""
     minutes_between: float = 4.0
@@ -103,15 +107,21 @@ class Run:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.tokenizer = build_tokenizer()
-        self.writer = Writer(self.tokenizer)
-        self.model = make_model(SIZES[options.preset], self.tokenizer, options.seed)
-        self.heads = Heads(SIZES[options.preset].hidden)
+        self.demo = DEMOS[options.family]
+        size = self.demo.sizes[options.preset]
+        folder = options.output / "hf"
+        self.model = self.demo.make(size, options.seed)
+        self.heads = Heads(size.hidden)
+        if not folder.exists():
+            self.demo.save(folder, self.model)  # the tokenizer and templates: rows are made by them
+        self.writer = Writer(folder)
         if options.init:
-            start = Qwen2VLForConditionalGeneration.from_pretrained(options.init)
-            self.model.load_state_dict(start.float().state_dict())
+            self.model = self.demo.load(options.init)
         else:
-            whiten_patches(self.model, sample_patches())
+            patches = sample_patches(self.writer)
+            self.demo.set_patches(self.model, whitened(patches, size.vision_width))
+        if options.language:
+            start_from_llm(self.demo, self.model, folder, options.language)
         for module in (self.model, self.heads):
             nn.Module.to(module, options.device)
         self.parameters = dict(self.model.named_parameters())
@@ -157,9 +167,8 @@ class Run:
         done = options.done(self.step)
         drop = done >= options.dropout_from and not options.plain
         with torch.autocast(options.device, torch.bfloat16):
-            loss, values = batch_loss(
-                self.model, self.heads, batch, vision_only=done < 0, drop=drop
-            )
+            learner = Learner(self.demo, self.model, self.heads)
+            loss, values = batch_loss(learner, batch, vision_only=done < 0, drop=drop)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
@@ -169,7 +178,9 @@ class Run:
     def _evaluate(self, development: dict[str, list[Batch]]) -> None:
         row: dict[str, Any] = {"step": self.step, "minutes": round(self.spent / 60, 1)}
         for name, made in development.items():
-            row[name] = exact_match(self.model, [b.to(self.options.device) for b in made])
+            row[name] = exact_match(
+                self.demo, self.model, [b.to(self.options.device) for b in made]
+            )
         self._log(row)
 
     def _report(self, sums: dict[str, float]) -> None:
@@ -187,7 +198,7 @@ class Run:
         facts = {"step": str(self.step), "spent": str(self.spent)}
         path = self.options.output / "state.safetensors"
         save_state(path, facts, self.parameters, self.optimiser)
-        save_hf(self.options.output / "hf", self.model, self.tokenizer)
+        self.demo.save(self.options.output / "hf", self.model)
 
     def _resume(self) -> None:
         path = self.options.output / "state.safetensors"
@@ -207,11 +218,23 @@ def make_optimiser(parameters: dict[str, nn.Parameter], lr: float) -> torch.opti
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def sample_patches() -> Tensor:
-    """Patches of drawn pictures, for the whitening."""
+def sample_patches(writer: Writer) -> torch.Tensor:
+    """Patches of drawn pictures [m, 588], for the whitening."""
     rng = Random("patches")
-    pictures = [to_patches(draw(make_scene(rng, 4, 4))) for _ in range(500)]
-    return normalise(torch.cat([torch.from_numpy(patches) for patches in pictures]))
+    rows = [Row((make_scene(rng, 4, 4),), (0,), ()) for _ in range(200)]
+    side_px = writer.demo.plan.bands[0].side_px
+    return writer.demo.patches(writer.batch(rows, side_px).pixels)
+
+
+def start_from_llm(demo: Demo, model: nn.Module, folder: Path, language: Path) -> None:
+    """Give a model the LLM of another checkpoint."""
+    trained = open_checkpoint(str(language))
+    other = DEMOS[trained.family]
+    words, trained_words = (
+        open_tokenizer(texts) for texts in (open_checkpoint(str(folder)).texts, trained.texts)
+    )
+    known = take_over(demo.llm(model), words, other.llm(other.load(language)), trained_words)
+    print(f"{known:.0%} of the words are known to {language}", flush=True)
 
 
 def batches(options: Options, start: int) -> Iterator[Batch]:
@@ -236,10 +259,11 @@ def batches(options: Options, start: int) -> Iterator[Batch]:
 
 def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
     torch.set_num_threads(1)
-    writer = Writer(build_tokenizer())
+    writer = Writer(options.output / "hf")
     for step in range(start, options.total):
         done = options.done(step)
         queue.put(make_batch(writer, options.seed, step, done, factor=options.batch_factor))
+    Event().wait()  # its tensors are gone with the process, and some may wait to be taken
 
 
 def make_development(writer: Writer) -> dict[str, list[Batch]]:
@@ -251,13 +275,15 @@ def make_development(writer: Writer) -> dict[str, list[Batch]]:
         "several": ("several", (8, 8), 4, 6),
         "first": ("first", (8, 8), 4, 16),
         "later": ("later", (8, 8), 4, 6),
+        "film": ("film", (6, 6), 6, 10),
     }
     made: dict[str, list[Batch]] = {}
     for name, (layout, grid, count, rows) in sets.items():
+        if layout != "plain" and layout not in writer.demo.plan.layouts:
+            continue
         rng = Random(f"development/{name}")
         made[name] = [
-            to_batch(writer, [make_row(rng, grid, layout) for _ in range(rows)])
-            for _ in range(count)
+            writer.batch([make_row(rng, grid, layout) for _ in range(rows)]) for _ in range(count)
         ]
     return made
 

@@ -8,34 +8,54 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tokprune.scenes import make_scene
-from tokprune.scenes.scene import Scene, Thing
+from tokprune.scenes import draw, make_scene
+from tokprune.scenes.film import Event, Film, draw_film
+from tokprune.scenes.scene import COLORS, Scene, Thing
+from tokprune.types import KIND, NEWLINE, TILE, Clip, Region
 
 pytestmark = pytest.mark.torch
 FOLDER = Path(__file__).parents[2] / "samples" / "scenes"
-LAYOUTS = ("plain", "talk", "several", "first", "later")
+LAYOUTS = {
+    "qwen2_vl": ("plain", "talk", "several", "first", "later", "film"),
+    "llava_onevision": ("plain", "talk", "several", "later", "film"),
+    "vila": ("plain", "talk", "several", "first", "later"),
+}
+CASES = [(family, layout) for family, layouts in LAYOUTS.items() for layout in layouts]
 
 
 class Made(NamedTuple):
     writer: Any
     model: Any
+    stock: Any  # transformers' own, of the same weights
 
 
 @pytest.fixture(scope="module", autouse=True)
-def made() -> Iterator[Made]:
+def modules() -> Iterator[None]:
     """The sample's modules can be imported, and are forgotten afterwards."""
     known = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER)
-        from network import SIZES, make_model
-        from rows import Writer
-        from tokenizer import build_tokenizer
-
-        tokenizer = build_tokenizer()
-        yield Made(Writer(tokenizer), make_model(SIZES["cpu"], tokenizer, 0).eval())
+        yield
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, modules: None) -> dict[str, Made]:
+    """A fresh demo VLM of each family, as written to its folder."""
+    from demos import DEMOS
+    from rows import Writer
+
+    from tokprune_export.families import FAMILIES
+
+    found: dict[str, Made] = {}
+    for family, demo in DEMOS.items():
+        folder = tmp_path_factory.mktemp(family)
+        demo.save(folder, demo.make(demo.sizes["cpu"], 0))
+        stock = FAMILIES[family].load(folder, None)
+        found[family] = Made(Writer(folder), demo.load(folder).eval(), stock)
+    return found
 
 
 def scene_of(*things: tuple[str, str, bool, int, int, str | None]) -> Scene:
@@ -43,6 +63,7 @@ def scene_of(*things: tuple[str, str, bool, int, int, str | None]) -> Scene:
     return Scene(4, 5, 1.0, tuple(made), 0)
 
 
+GRID = Region(0, 0, 0, 4, 5)
 SCENE = scene_of(
     ("red", "circle", True, 30, 20, "7"),
     ("red", "star", False, 120, 100, None),
@@ -65,7 +86,7 @@ SCENE = scene_of(
 def test_a_phrase_means_the_thing_that_it_fits(text: str, phrase: str, meant: int | None) -> None:
     from referents import find_referents
 
-    ((end, classes),) = find_referents(text, SCENE)
+    ((end, classes),) = find_referents(text, SCENE, GRID)
     assert text[:end].endswith(phrase)
     if meant is None:
         assert classes[0] == 0
@@ -77,101 +98,199 @@ def test_a_phrase_means_the_thing_that_it_fits(text: str, phrase: str, meant: in
 def test_a_phrase_that_fits_several_things_or_names_none_is_left_out() -> None:
     from referents import find_referents
 
-    assert find_referents("what color is the star?", SCENE) == []
-    assert find_referents("how many shapes are there?", SCENE) == []
+    assert find_referents("what color is the star?", SCENE, GRID) == []
+    assert find_referents("how many shapes are there?", SCENE, GRID) == []
 
 
 def test_of_several_pictures_a_phrase_means_a_thing_once_its_picture_is_named() -> None:
     from referents import find_referents
 
     text = "where is the red star in the second picture?"
-    ((end, classes),) = find_referents(text, SCENE)
+    ((end, classes),) = find_referents(text, SCENE, GRID)
     assert text[:end].endswith("second picture")
     assert classes[:3] == (1, 100 // 28, 120 // 28)
-    assert find_referents("is the red star above the circle in the first picture?", SCENE) == []
+    assert (
+        find_referents("is the red star above the circle in the first picture?", SCENE, GRID) == []
+    )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_positions_of_a_row_are_those_of_transformers(layout: str, made: Made) -> None:
+def test_a_phrase_about_a_video_means_what_the_thing_does() -> None:
+    from referents import EVENTS, find_referents
+
+    events = (Event("stays"), Event("turns", 3, 3, color="green"), Event("moves", 1, 5, "left", 40))
+    film = Film(4, 5, 8, SCENE.things, events, 0)
+    text = "what changes first, the red star or the blue star?"
+    (_, star), (_, other) = find_referents(text, film, GRID)
+    assert [EVENTS[classes[-3]] for classes in (star, other)] == ["turns", "left"]
+    assert star[-2] == 3
+    assert list(COLORS)[star[-1]] == "green"
+
+
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_the_fast_forward_pass_gives_what_transformers_gives(
+    family: str, layout: str, made: dict[str, Made]
+) -> None:
+    """Every branch of a row is the prompt of a conversation, and its logits are the model's."""
     import torch
-    from mixture import make_row, to_batch
-
-    row = make_row(Random(3), (4, 6), layout)
-    batch = to_batch(made.writer, [row])
-    for branch in range(int(batch.segments.max()) + 1):
-        seen = (batch.segments[0] == 0) | (batch.segments[0] == branch)
-        ids = batch.ids[:, seen]
-        kinds = (ids == made.model.config.image_token_id).int()
-        grids = torch.tensor([[1, 8, 12]] * len(row.scenes))
-        expected, _ = made.model.model.get_rope_index(ids, kinds, image_grid_thw=grids)
-        assert torch.equal(expected[:, 0], batch.positions[:, 0, seen])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_fast_forward_pass_gives_what_transformers_gives(layout: str, made: Made) -> None:
-    import torch
+    from cells import IGNORED
     from losses import text_states
-    from mixture import make_row, to_batch
-    from network import encode_pictures, normalise
-    from rows import IGNORED
+    from mixture import make_row
 
-    model = made.model
+    writer, model, stock = made[family]
     row = make_row(Random(5), (4, 6), layout)
-    batch = to_batch(made.writer, [row])
+    batch = writer.batch([row])
     with torch.no_grad():
-        vision = encode_pictures(model, batch.patches, batch.grid)
-        hidden = text_states(model, batch, vision, drop=False)[-1]
-        logits = model.lm_head(hidden)[0]
-    patches = normalise(batch.patches).reshape(-1, 3, 1, 196).expand(-1, -1, 2, -1)
+        vision = writer.demo.encode(model, batch.pixels)
+        hidden = text_states(writer.demo, model, batch, vision, drop=False)[-1]
+        logits = writer.demo.llm(model).head(hidden)[0]
+        expected = _hf_vision(writer, stock, row)
+    torch.testing.assert_close(vision, expected, atol=1e-4, rtol=1e-3)
     for branch in range(1, int(batch.segments.max()) + 1) or (0,):
         seen = (batch.segments[0] == 0) | (batch.segments[0] == branch)
+        prompt, answers = _prompt(writer, row, branch)
+        count = len(prompt.ids)
+        assert batch.ids[0, seen][:count].tolist() == prompt.ids.tolist()
+        assert torch.equal(
+            batch.positions[:, 0, seen][:, :count], torch.from_numpy(prompt.positions)
+        )
         with torch.no_grad():
-            output = model(
-                input_ids=batch.ids[:, seen],
-                mm_token_type_ids=(batch.ids[:, seen] == model.config.image_token_id).int(),
-                pixel_values=patches.reshape(len(patches), -1),
-                image_grid_thw=torch.tensor([[1, 8, 12]] * len(row.scenes)),
-            )
+            output = _hf_logits(writer, stock, batch, seen, expected)
         asked = batch.labels[0, seen] != IGNORED
-        assert asked.any()
-        largest = float(output.logits.abs().max())
-        worst = float((output.logits[0, asked] - logits[seen][asked]).abs().max())
+        assert int(asked.sum()) >= answers
+        largest = float(output.abs().max())
+        worst = float((output[asked] - logits[seen][asked]).abs().max())
         assert worst <= 1e-4 * max(1.0, largest)
 
 
-def test_a_step_draws_the_same_batch_again(made: Made) -> None:
+def _hf_vision(writer: Any, stock: Any, row: Any) -> Any:
+    """Run the exporter's encoder, which is compared with HF's elsewhere, and pack on the host."""
+    import numpy as np
+    import torch
+    from rows import draw_medium
+
+    from tokprune_export.families import FAMILIES
+
+    encoder = FAMILIES[writer.family].vision(stock).module
+    packed: list[Any] = []
+    for prepared in writer.processor.prepare([draw_medium(medium) for medium in row.media]):
+        outputs = [
+            encoder(*(torch.from_numpy(value) for value in call.values())).numpy()
+            for call in prepared.calls
+        ]
+        packed.append(prepared.pack(outputs))
+    return torch.from_numpy(np.concatenate(packed))
+
+
+def _prompt(writer: Any, row: Any, branch: int) -> tuple[Any, int]:
+    """Lay out the conversation of a branch up to its last answer, and how many answers it has."""
+    from rows import Answered, draw_medium
+
+    from tokprune.prompting import Conversation, Shown, Turn, build_prompt
+
+    prepared = writer.processor.prepare([draw_medium(medium) for medium in row.media])
+    turns: list[Turn] = []
+    content: list[Any] = []
+    for part in [*row.prefix, *(row.branches[branch - 1] if branch else ())]:
+        if isinstance(part, int):
+            content.append(Shown(part))
+            continue
+        text = part.text if isinstance(part, Answered) else part
+        content += [text] if text else []
+        if isinstance(part, Answered):
+            turns.append(Turn(tuple(content), part.answer))
+            content = []
+    turns[-1] = Turn(turns[-1].content)
+    prompt = build_prompt(
+        Conversation(tuple(turns), row.system),
+        prepared,
+        writer.chat,
+        writer.tokens,
+        writer.tokenizer,
+        writer.processor,
+    )
+    return prompt, len(turns)
+
+
+def _hf_logits(writer: Any, stock: Any, batch: Any, seen: Any, vision: Any) -> Any:
+    """Let HF's decoder read one branch, its vision tokens given."""
+    from tokprune_export.families import FAMILIES
+
+    text = FAMILIES[writer.family].text(stock)
+    embeds = text.embeddings[batch.ids[0, seen]].clone()
+    embeds[batch.slots[0, seen]] = vision
+    positions = batch.positions[:, 0, seen][:, None]
+    output = text.model(
+        inputs_embeds=embeds[None],
+        position_ids=positions if len(positions) > 1 else positions[0],
+        use_cache=False,
+    )
+    return text.head(output.last_hidden_state)[0]
+
+
+def test_a_step_draws_the_same_batch_again(made: dict[str, Made]) -> None:
     import torch
     from mixture import make_batch
 
-    one, other = (make_batch(made.writer, 0, 4321, 0.6) for _ in range(2))
-    assert torch.equal(one.patches, other.patches)
-    assert torch.equal(one.ids, other.ids)
-    assert torch.equal(one.referents, other.referents)
+    for writer, _, _ in made.values():
+        one, other = (make_batch(writer, 0, 4321, 0.6) for _ in range(2))
+        assert torch.equal(one.pixels["pixel_values"], other.pixels["pixel_values"])
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.referents, other.referents)
 
 
-def test_dropout_hides_vision_tokens_only_and_things_less_than_background(made: Made) -> None:
+def test_dropout_hides_vision_tokens_only_and_things_less_than_background(
+    made: dict[str, Made],
+) -> None:
     import torch
     from losses import dropped
-    from mixture import make_row, to_batch
+    from mixture import make_row
 
     torch.manual_seed(0)
     rows = [make_row(Random(seed), (8, 8), "plain") for seed in range(40)]
-    batch = to_batch(made.writer, rows)
-    slots = batch.positions[1] != batch.positions[0]
-    slots |= batch.positions[2] != batch.positions[0]
-    things = torch.zeros_like(slots)
-    image = batch.ids == batch.ids[slots][0]
-    things[image] = batch.cells[..., 0].flatten() != 0
-    hidden = torch.stack([dropped(batch, image) for _ in range(30)]).float().mean(0)
-    assert not hidden[~image].any()
-    assert hidden[things].mean() < 0.6 * hidden[image & ~things].mean()
+    batch = made["qwen2_vl"].writer.batch(rows)
+    things = torch.zeros_like(batch.slots)
+    things[batch.slots] = batch.cells[:, 0] > 0
+    hidden = torch.stack([dropped(batch) for _ in range(30)]).float().mean(0)
+    assert not hidden[~batch.slots].any()
+    assert hidden[things].mean() < 0.6 * hidden[batch.slots & ~things].mean()
 
 
-def test_scenes_of_all_sizes_label_every_thing() -> None:
-    from cells import label_cells
+def test_scenes_of_all_sizes_label_every_thing(made: dict[str, Made]) -> None:
+    from cells import label_tokens
 
+    processor = made["qwen2_vl"].writer.processor
     for seed, grid in enumerate([(4, 4), (5, 7), (8, 8), (14, 14), (20, 20)]):
         scene = make_scene(Random(seed), *grid)
-        labels = label_cells(scene)
+        [prepared] = processor.prepare([draw(scene)])
+        labels = label_tokens(scene, prepared)
         assert len(labels) == grid[0] * grid[1]
         assert len({tuple(row[:2]) for row in labels if row[0] > 0}) == len(scene.things)
+
+
+def test_newlines_show_nothing_and_crops_what_the_whole_shows(made: dict[str, Made]) -> None:
+    from cells import IGNORED, label_tokens
+
+    scene = make_scene(Random(7), 8, 8)
+    [prepared] = made["llava_onevision"].writer.processor.prepare([draw(scene)])
+    labels = label_tokens(scene, prepared)
+    newlines = prepared.where[:, KIND] == NEWLINE
+    assert newlines.sum() == 16
+    assert (labels[newlines] == IGNORED).all()
+    whole = prepared.where[:, TILE] == 0
+    shown = [
+        {tuple(row[:2]) for row in labels[part & ~newlines] if row[0] > 0}
+        for part in (whole, ~whole)
+    ]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == len(scene.things)
+
+
+def test_a_token_of_two_frames_shows_what_both_show(made: dict[str, Made]) -> None:
+    from cells import IGNORED, label_tokens
+
+    things = scene_of(("red", "circle", True, 42, 42, None)).things
+    film = Film(4, 4, 4, things, (Event("appears", 3, 3),), 0)
+    [prepared] = made["qwen2_vl"].writer.processor.prepare([Clip(draw_film(film), 4.0)])
+    labels = label_tokens(film, prepared).reshape(2, 4, 4, 4)
+    assert not labels[0].any()
+    assert labels[1, 1, 1, 0] == IGNORED
