@@ -18,6 +18,7 @@ import tyro
 from machine import RESULTS, machine
 from PIL import Image
 from real_checkpoints import MODELS
+from rich.console import Console
 
 FLOAT_BYTES = 4
 GIB = 2**30
@@ -142,13 +143,14 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, and write down after every model."""
     options = tyro.cli(Options)
+    console = Console()
     facts = machine("torch", "transformers", "onnxruntime", "numpy")
     result: dict[str, Any] = {**facts, "note": options.note, "rows": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name in options.models:
-            print(f"{name} ...", flush=True)
+            console.print(f"{name} ...")
             result["rows"].append(measure(name, Path(folder)))
-            print(json.dumps(result["rows"][-1]), flush=True)
+            console.print_json(data=result["rows"][-1])
             text = json.dumps(result, indent=1)
             (options.output / "export.json").write_text(f"{text}\n", encoding="utf-8")
             (options.output / "export.md").write_text(markdown(result), encoding="utf-8")
