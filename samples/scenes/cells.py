@@ -49,6 +49,8 @@ def label_tokens(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
         grid = grids[0]
         for other in grids[1:]:  # a token of several frames shows what all of them show
             grid = np.where(grid == other, grid, IGNORED)
+        if region.tile == 0 and prepared.regions[-1].tile:  # the crops show digits, the whole none
+            grid[..., 3] = np.where(grid[..., 3] > 0, IGNORED, grid[..., 3])
         where = prepared.where
         mine = (where[:, TILE] == region.tile) & (where[:, FRAME] == region.frame)
         mine &= where[:, KIND] == PATCH

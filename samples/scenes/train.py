@@ -55,6 +55,8 @@ class Options:
     """Steps that train everything."""
     vision_steps: int = 3500
     """Steps before these that train the vision encoder alone."""
+    vision_again: tuple[int, int] = (0, 0)
+    """From which step on, and for how many more steps, the vision encoder learns alone again."""
     lr: float = 2e-3
     """Highest learning rate."""
     constant: float = 0.2
@@ -87,11 +89,15 @@ class Options:
     @property
     def total(self) -> int:
         """All steps."""
-        return self.vision_steps + self.steps
+        return self.vision_steps + self.vision_again[1] + self.steps
 
     def done(self, step: int) -> float:
-        """Share of the steps that train everything; below 0 before these."""
-        return (step - self.vision_steps) / self.steps
+        """Share of the steps that train everything; below 0 where the encoder learns alone."""
+        start, more = self.vision_again
+        if start <= step < start + more:
+            return -1.0
+        past = more if step >= start + more else 0
+        return (step - past - self.vision_steps) / self.steps
 
     def rate(self, step: int) -> float:
         """Learning rate: warm-up, constant, cosine."""
