@@ -6,19 +6,22 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
-CHECKPOINT := samples/scenes/checkpoints/qwen2_vl
+CHECKPOINTS := samples/scenes/checkpoints
+BUNDLES := $(patsubst $(CHECKPOINTS)/%/config.json,build/bundles/%,$(wildcard $(CHECKPOINTS)/*/config.json))
 SOURCES := $(shell find sdk runtimes export -name '*.py')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo setup check test soak bench clean distclean
+.PHONY: help demo bundles setup check test soak bench clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build/demo/manifest.json ## export the demo checkpoint, ask it a question at 100, 50 and 25 %
 	$(BIN)/python samples/demo.py build/demo build/demo-overlay.png
+
+bundles: $(addsuffix /manifest.json,$(BUNDLES)) ## export every shipped checkpoint to build/bundles/FAMILY
 
 setup: .venv/.tests ## make .venv with everything that checks and tests need
 
@@ -66,6 +69,15 @@ distclean: clean ## remove .venv too
 	$(BIN)/python -m pip check
 	@touch $@
 
-build/demo/manifest.json: .venv/.installed $(wildcard $(CHECKPOINT)/*) $(SOURCES)
+.SECONDEXPANSION:
+
+# A checkpoint is exported again where one of its files, or of ours, is newer. VILA's lie in folders.
+build/bundles/%/manifest.json: .venv/.installed $$(wildcard $(CHECKPOINTS)/$$*/* $(CHECKPOINTS)/$$*/*/*) $(SOURCES)
+	rm -rf $(@D)
+	@mkdir -p build/bundles
+	$(BIN)/tokprune-export $(CHECKPOINTS)/$* $(@D) $(addprefix --scorer ,$(wildcard $(CHECKPOINTS)/$*/scorer.safetensors))
+
+# The demo is one of the bundles under another name.
+build/demo/manifest.json: build/bundles/qwen2_vl/manifest.json
 	rm -rf build/demo
-	$(BIN)/tokprune-export $(CHECKPOINT) build/demo --scorer $(CHECKPOINT)/scorer.safetensors
+	ln -s bundles/qwen2_vl build/demo

@@ -119,7 +119,13 @@ def _constants() -> dict[str, Any]:
         },
         "tokens": {"image": IMAGE, "video": None, "eos": [END], "control": [START, END, IMAGE]},
         "limits": {"max_input_len": 64, "max_kv_len": 128},
-        "scorer": {"kind": "attention", "trained": False, "metrics": {}},
+        "scorer": {
+            "kind": "attention",
+            "trained": False,
+            "modalities": [],
+            "metrics": {},
+            "metrics_by_modality": {},
+        },
         "default_selector": "uniform",
         "source": {"model": "small", "revision": None, "tools": {}, "created": "2026-11-21T00:00Z"},
     }

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from tokprune.manifest import Metrics, Modality
 from tokprune.types import Array
 from tokprune_export.label_cache import Label
 from tokprune_export.scorers import mean_rows
@@ -17,13 +18,46 @@ _TINY = 1e-12
 
 
 class Quality(NamedTuple):
-    """Agreement with the oracle, on pictures that were not trained on."""
+    """Agreement with the oracle, on pictures and videos that were not trained on."""
 
     recall_at_50: float  # of the oracle's top half, how much is in the prediction's
     recall_at_25: float
     spearman: float
     kl: float
     samples: float
+
+
+class Held(NamedTuple):
+    """Labels that nothing was trained on, and what each question was about."""
+
+    labels: list[Label]
+    modalities: list[Modality]
+
+
+class Figures(NamedTuple):
+    """How good scores are."""
+
+    overall: Quality
+    by_modality: dict[Modality, Quality]  # empty where there is one modality only
+
+    def apart(self) -> dict[Modality, Metrics]:
+        """Return the figures by modality as files have them."""
+        return {kind: quality._asdict() for kind, quality in self.by_modality.items()}
+
+
+def measure(scores: Sequence[Array], held: Held) -> Figures:
+    """Compare predicted with true relevance, of all samples and of each modality."""
+    kinds = sorted(set(held.modalities))
+    pairs = list(zip(scores, held.labels, held.modalities, strict=True))
+
+    def of(kind: Modality) -> Quality:
+        chosen = [(score, label) for score, label, each in pairs if each == kind]
+        return quality([score for score, _ in chosen], [label for _, label in chosen])
+
+    return Figures(
+        quality(scores, held.labels),
+        {kind: of(kind) for kind in kinds} if len(kinds) > 1 else {},
+    )
 
 
 def target_of(relevance: Float32[Tensor, " n"]) -> Float32[Tensor, " n"]:

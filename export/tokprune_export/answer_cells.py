@@ -9,13 +9,12 @@ from zlib import crc32
 
 import msgspec
 import torch
-from jaxtyping import UInt8
 
 import tokprune
 from tokprune.budgets import KeepRatio
 from tokprune.canvas import canvas
 from tokprune.llm import Generation
-from tokprune.manifest import ScorerKind
+from tokprune.manifest import Modality, ScorerKind
 from tokprune.selection import keep_all, select
 from tokprune.selectors import Scorer as SelectorsScorer
 from tokprune.selectors import Selector
@@ -26,11 +25,23 @@ from tokprune.selectors.relevance import (
     relevance,
     relevance_coverage,
 )
-from tokprune.types import Array, FirstLayer, Prompt, Ranking, Scores, Selection, VisionTokens
+from tokprune.types import (
+    Array,
+    FirstLayer,
+    Medium,
+    Prepared,
+    Prompt,
+    Ranking,
+    Scores,
+    Selection,
+    VisionTokens,
+)
 from tokprune.vlm import VLM
 from tokprune_export.agreement import recall, spearman
 from tokprune_export.checkpoint import open_checkpoint
+from tokprune_export.errors import placed
 from tokprune_export.labels import explain_answer
+from tokprune_export.media import Source, load, modality
 from tokprune_export.scorers import Scorer, load_scorer
 from tokprune_export.teacher import Asked, Teacher, open_teacher
 
@@ -56,11 +67,16 @@ class Task:
     """One question."""
 
     key: str
-    pictures: tuple[UInt8[Array, "h w 3"], ...]
+    media: tuple[Source | Medium, ...]  # files are read by the process that asks
     question: str
     answer: str
     group: str
-    other_question: str  # of another sample: its twin reads this one
+    other_question: str = ""  # of another sample: its twin reads this one
+
+    @property
+    def modality(self) -> Modality:
+        """Whether it is about a video."""
+        return modality(self.media)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -68,6 +84,7 @@ class Record(msgspec.Struct, frozen=True):
 
     key: str
     group: str
+    modality: Modality
     answer: str
     vision_tokens: int
     cells: dict[str, str]  # "selector@share" -> text
@@ -109,10 +126,19 @@ def scorer_name(kind: ScorerKind) -> str:
 
 
 def answer_cells(setup: Setup, task: Task) -> Record:
-    """Ask one question with every selector at every budget."""
+    """Ask one question with every selector at every budget.
+
+    Raises:
+        TokpruneError: the bundle cannot be asked this; says which question and why.
+    """
+    with placed(task.key):
+        return _answered(setup, task)
+
+
+def _answered(setup: Setup, task: Task) -> Record:
     vlm, scorers, teacher = opened(setup)
-    prompt, pictures = vlm.prepare(list(task.pictures), task.question)
-    vision = vlm.vision(pictures)
+    prompt, twin, prepared = prepare(vlm, task)
+    vision = vlm.vision(prepared)
     seen = Seen(prompt, vision, vlm.first_layer.run(prompt, vision))
     answers = Answers(vlm, seen)
     total = len(vision.embeds)
@@ -128,13 +154,20 @@ def answer_cells(setup: Setup, task: Task) -> Record:
         oracle = explain_answer(teacher, asked)
         agreement = {name: _agreement(value, oracle) for name, value in scores.items()}
         scores["oracle"] = oracle
-    twin, _ = vlm.prepare(list(task.pictures), task.other_question)
     shuffled = vlm.scorer(vision, vlm.first_layer.run(twin, vision))
     cells = {f"{FULL}@1": text}
     for name, ranking in rankings(task.key, seen, scores, own, shuffled):
         for share in setup.shares:
             cells[f"{name}@{share:g}"], _ = answers(select(ranking, vision, KeepRatio(share)))
-    return Record(task.key, task.group, task.answer, total, cells, agreement)
+    return Record(task.key, task.group, task.modality, task.answer, total, cells, agreement)
+
+
+def prepare(vlm: VLM, task: Task) -> tuple[Prompt, Prompt, tuple[Prepared, ...]]:
+    """Read pictures and videos, and lay out the question and its twin."""
+    media = [load(medium) for medium in task.media]
+    prompt, prepared = vlm.prepare(media, task.question)
+    twin, _ = vlm.prepare(media, task.other_question)
+    return prompt, twin, prepared
 
 
 def own_scores(vlm: VLM) -> str:

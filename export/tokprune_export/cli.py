@@ -83,6 +83,8 @@ def summary(manifest: Manifest, output: str) -> Table:
     shown.add_row("all files", f"{sum(file.bytes for file in manifest.files.values()):,} bytes")
     trained = "trained" if manifest.scorer.trained else "untrained: train one with tokprune-train"
     shown.add_row("scorer", f"{manifest.scorer.kind} ({trained})")
+    if manifest.scorer.modalities:
+        shown.add_row("  trained on", " and ".join(f"{m}s" for m in manifest.scorer.modalities))
     for name, value in sorted(manifest.scorer.metrics.items()):
         shown.add_row(f"  {name}", f"{value:.4g}")
     shown.add_row("default selector", manifest.default_selector)

@@ -1,20 +1,20 @@
-"""Figures, tables and a plot from the answers of an evaluation."""
+"""Figures from the answers of an evaluation."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
+from tokprune.manifest import Modality
 from tokprune.types import Array
-from tokprune_export.answer_cells import DEFAULT, FULL, Record
+from tokprune_export.answer_cells import FULL, Record
 
 Results: TypeAlias = dict[str, Any]  # as results.json has it
 RANDOM = "random"
 RIVALS = (RANDOM, "uniform", "uniform + size bias", "attention", "attention-coverage")
 RESAMPLES = 5_000
-PLOTTED = (RANDOM, "uniform", "attention", "attention-coverage", "oracle", DEFAULT)
 
 
 class Bootstrap:
@@ -57,6 +57,7 @@ def summarise(
     groups = np.array([record.group for record in records])
     full = right.pop(f"{FULL}@1")
     names = list(dict.fromkeys(cell.rpartition("@")[0] for cell in right))
+    modalities: Counter[Modality] = Counter(record.modality for record in records)
     bootstrap = Bootstrap(len(records))
 
     def at(name: str, share: float) -> Float[Array, " m"]:
@@ -66,6 +67,7 @@ def summarise(
         **facts,
         "own": own,
         "samples": len(records),
+        "modalities": dict(sorted(modalities.items())),
         "mean_vision_tokens": float(np.mean([record.vision_tokens for record in records])),
         "shares": [f"{share:g}" for share in shares],
         "groups": {str(name): int((groups == name).sum()) for name in np.unique(groups)},
@@ -77,6 +79,10 @@ def summarise(
                 for share in shares
             }
             for name in names
+        },
+        "by_modality": {
+            kind: _part(records, kind, {**right, f"{FULL}@1": full}, shares)
+            for kind in (sorted(modalities) if len(modalities) > 1 else ())
         },
         "random_spread": spread,
         "differences": {
@@ -91,6 +97,29 @@ def summarise(
             for name in names
         },
         "agreement": _agreement(records),
+    }
+
+
+def _part(
+    records: Sequence[Record], kind: Modality, right: Mapping[str, Array], shares: Sequence[float]
+) -> dict[str, Any]:
+    """Return the figures of the questions about pictures, or about videos."""
+    chosen = np.array([record.modality == kind for record in records])
+    full = right[f"{FULL}@1"][chosen]
+    bootstrap = Bootstrap(len(full))
+    selectors: dict[str, dict[str, Any]] = {}
+    for cell in (cell for cell in right if not cell.startswith(f"{FULL}@")):
+        name, _, share = cell.rpartition("@")
+        selectors.setdefault(name, {})[share] = {
+            "mean": float(right[cell][chosen].mean()),
+            "of_full": bootstrap.ratio(right[cell][chosen], full),
+        }
+    tokens = [record.vision_tokens for record in records if record.modality == kind]
+    return {
+        "samples": len(full),
+        "mean_vision_tokens": float(np.mean(tokens)),
+        "full": float(full.mean()),
+        "selectors": selectors,
     }
 
 
@@ -149,115 +178,3 @@ def _agreement(records: Sequence[Record]) -> dict[str, dict[str, float]]:
         )
         for name in records[0].agreement
     }
-
-
-def markdown(results: Results) -> str:
-    """Return the tables."""
-    shares, groups = results["shares"], list(results["groups"])
-    heads = [f"{float(share):.4g}" for share in shares]
-    full, selectors = results["full"], results["selectors"]
-    lines = [
-        "# What pruning does to answers",
-        "",
-        f"Bundle `{results['bundle']}`, {results['questions']}, {results['samples']} questions, "
-        f"{results['mean_vision_tokens']:.0f} vision tokens on average, full accuracy "
-        f"{full['mean']:.1%}. {results['machine']}, {results['date']}. {results['note']}".strip(),
-        "",
-        "## Share of full accuracy by kept share (all types; 95 % paired bootstrap)",
-        "",
-        *_table(
-            ["selector", *heads],
-            [
-                [name, *(_percent(cells[s]["of_full"]) for s in shares)]
-                for name, cells in selectors.items()
-            ],
-        ),
-    ]
-    for share in shares:
-        lines += [
-            "",
-            f"## Accuracy by type of question, {float(share):.4g} kept",
-            "",
-            *_table(
-                ["selector", *groups, "worst of full", "loyalty", "mean"],
-                [
-                    [
-                        FULL,
-                        *(f"{full['groups'][g]:.1%}" for g in groups),
-                        "",
-                        "",
-                        f"{full['mean']:.1%}",
-                    ],
-                    *([name, *_row(cells[share], groups)] for name, cells in selectors.items()),
-                ],
-            ),
-        ]
-    lines += ["", "## Differences in accuracy, points (95 % paired bootstrap)", ""]
-    lines += _table(["selector", "against", *heads], list(_difference_rows(results)))
-    if results["agreement"]:
-        lines += ["", "## Agreement of scores with the oracle", ""]
-        lines += _table(
-            ["scores", "recall at 50 %", "recall at 25 %", "Spearman"],
-            [
-                [name, *(f"{v:.3f}" for v in row.values())]
-                for name, row in results["agreement"].items()
-            ],
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _percent(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.1%} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
-
-
-def _row(cell: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
-    worst = cell["worst_group"]
-    named = "" if worst is None else f"{worst} {cell['groups_of_full'][worst]:.0%}"
-    loyalty = f"{cell['loyalty']:.1%}" if "loyalty" in cell else ""
-    return [*(f"{cell['groups'][g]:.1%}" for g in groups), named, loyalty, f"{cell['mean']:.1%}"]
-
-
-def _difference_rows(results: Results) -> list[list[str]]:
-    rows = []
-    for name in (DEFAULT, results["own"]):
-        for rival, values in results["differences"][name].items():
-            shown = [
-                f"{100 * v['mean']:+.1f} ({100 * v['low']:+.1f} to {100 * v['high']:+.1f})"
-                for v in values.values()
-            ]
-            rows.append([name, rival, *shown])
-    return rows
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def plot(results: Results) -> bytes:
-    """Return a PNG: share of full accuracy over kept share."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    kept = [100 * float(share) for share in results["shares"]]
-    shown = [
-        name for name in results["selectors"] if name in PLOTTED or name.startswith("relevance (")
-    ]
-    for name in [name for name in shown if "shuffled" not in name]:
-        values = [results["selectors"][name][share]["of_full"] for share in results["shares"]]
-        means = np.array([value["mean"] for value in values])
-        margins = [means - [v["low"] for v in values], [v["high"] for v in values] - means]
-        axes.errorbar(
-            kept, 100 * means, yerr=100 * np.abs(margins), marker="o", capsize=2, label=name
-        )
-    axes.set_xscale("log")
-    axes.set_xticks(kept, [f"{value:.4g}" for value in kept])
-    axes.minorticks_off()
-    axes.set_xlabel("vision tokens kept, % (log scale)")
-    axes.set_ylabel("share of full accuracy, %")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
-    return data.getvalue()

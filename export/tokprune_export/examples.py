@@ -1,10 +1,13 @@
-"""Questions about pictures with known answers: one JSON object a line.
+"""Questions about pictures and videos with known answers: one JSON object a line.
 
     {"image": "kitchen.png", "question": "Is the tap running?", "answer": "no"}
     {"images": ["left.png", "right.png"], "question": "Which is fuller?", "answer": "the left one"}
+    {"video": "door.mp4", "num_frames": 8, "question": "Does the door close?", "answer": "yes"}
+    {"frames": ["000.png", "001.png"], "fps": 4.0, "question": "What fell?", "answer": "a cup"}
 
-Paths are relative to the file. "group" may name the type of question, for tables; other keys are
-not read.
+Paths are relative to the file. Beside "video" may stand "fps" or "num_frames", as `load_video`
+takes them; without, two frames a second are taken, at most 32. "group" may name the type of
+question, for tables; other keys are not read.
 """
 
 from collections.abc import Callable
@@ -15,17 +18,35 @@ import msgspec
 from PIL import Image as Pillow
 
 from tokprune.errors import RequestInvalid
+from tokprune.manifest import Modality
+from tokprune.timeline import Wanted
+from tokprune_export.errors import placed
+from tokprune_export.media import FrameFiles, Source, VideoFile, identity, modality
+from tokprune_export.progress import Counting
+
+_ONE_OF = 'give one of "image" (a path), "images" (paths), "video" (a path), "frames" (paths)'
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question, the pictures that stand before it, and the right answer."""
+    """A question, the pictures and videos that stand before it, and the right answer."""
 
-    pictures: tuple[Path, ...]
+    media: tuple[Source, ...]
     question: str
     answer: str
     line: int  # of its file, counted from 1
     group: str = ""  # the type of question, for evaluation
+    file: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        return f"line {self.line}" if self.file is None else f"{self.file}, line {self.line}"
+
+    @property
+    def modality(self) -> Modality:
+        """Whether it is about a video."""
+        return modality(self.media)
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -33,68 +54,109 @@ class _Line(msgspec.Struct, frozen=True):
     answer: str
     image: str | None = None
     images: list[str] | None = None
+    video: str | None = None
+    frames: list[str] | None = None
+    fps: float | None = None
+    num_frames: int | None = None
     group: str = ""
 
 
-def read_examples(path: Path, limit: int | None = None) -> list[Example]:
-    """Read the first `limit` examples, or all, and check that their pictures are pictures.
+def read_examples(path: Path, limit: int | None = None, *, shown: bool = True) -> list[Example]:
+    """Read the first `limit` examples, or all, and check what they are about.
+
+    Pictures are looked at, videos are decoded: what is wrong with them is found here.
+
+    Args:
+        path: the file.
+        limit: how many examples.
+        shown: whether to show how far the videos are.
 
     Raises:
         RequestInvalid: the file is missing or empty, or a line is bad; says which line and why.
+        PictureInvalid: so does this, of a video that cannot be decoded.
+        BackendUnavailable: there is a video file, and PyAV is not installed.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise RequestInvalid(f"Cannot read {path}: {error.strerror or error}") from None
-    check = _once(_check_picture)
-    examples: list[Example] = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        if limit is not None and len(examples) == limit:
-            break
-        if line.strip():
-            try:
-                examples.append(_example(line, number, path.parent, check))
-            except ValueError as error:
-                raise RequestInvalid(f"{path}, line {number}: {error}") from None
+    lines = [(n, line) for n, line in enumerate(data.splitlines(), start=1) if line.strip()]
+    examples = [_example(line, number, path) for number, line in lines[:limit]]
     if not examples:
         raise RequestInvalid(f"{path} holds no examples: give one JSON object a line")
+    _check_media(examples, shown=shown)
     return examples
 
 
-def _example(line: bytes, number: int, folder: Path, check: Callable[[Path], None]) -> Example:
-    """Read one line. Raises ValueError, and msgspec's errors are such."""
-    given = msgspec.json.decode(line, type=_Line)
-    if (given.image is None) == (given.images is None):
-        raise ValueError('give either "image" (a path) or "images" (a list of paths)')
+def _example(line: bytes, number: int, path: Path) -> Example:
+    try:
+        given = msgspec.json.decode(line, type=_Line)
+        if not given.question.strip():
+            raise ValueError('"question" is empty')
+        if not given.answer.strip():
+            raise ValueError('"answer" is empty')
+        media = _media(given, path.parent)
+    except ValueError as error:  # msgspec's errors and RequestInvalid are such
+        raise RequestInvalid(f"{path}, line {number}: {error}") from None
+    return Example(media, given.question, given.answer, number, given.group, path)
+
+
+def _media(given: _Line, folder: Path) -> tuple[Source, ...]:
+    """Return what a line is about. Raises ValueError."""
+    kinds = (given.image, given.images, given.video, given.frames)
+    if sum(kind is not None for kind in kinds) != 1:
+        raise ValueError(_ONE_OF)
+    if given.video is not None:
+        Wanted(given.fps, given.num_frames)  # raises what makes no sense
+        return (VideoFile(folder / given.video, given.fps, given.num_frames),)
+    if given.num_frames is not None:
+        raise ValueError('"num_frames" is for "video": it has no meaning here')
+    if given.frames is not None:
+        if not given.frames:
+            raise ValueError('"frames" is empty: give one frame or more')
+        if given.fps is None:
+            raise ValueError('"frames" needs "fps": how many of them a second')
+        return (FrameFiles(tuple(folder / name for name in given.frames), given.fps),)
+    if given.fps is not None:
+        raise ValueError('"fps" is for "video" and "frames": it has no meaning here')
     names = given.images if given.image is None else [given.image]
     if not names:
         raise ValueError('"images" is empty: give one picture or more')
-    if not given.question.strip():
-        raise ValueError('"question" is empty')
-    if not given.answer.strip():
-        raise ValueError('"answer" is empty')
-    pictures = tuple(folder / name for name in names)
-    for picture in pictures:
-        check(picture)
-    return Example(pictures, given.question, given.answer, number, given.group)
+    return tuple(folder / name for name in names)
 
 
-def _check_picture(path: Path) -> None:
+def _check_media(examples: list[Example], *, shown: bool) -> None:
+    """See that everything can be read, each thing once."""
+    check = _once(_check)
+    films = sum(example.modality == "video" for example in examples)
+    with Counting("checking videos", films, shown=shown and films > 0) as counting:
+        for example in examples:
+            with placed(example.place):
+                for source in example.media:
+                    check(source)
+            if example.modality == "video":
+                counting.advance()
+
+
+def _check(source: Source) -> None:
+    if not isinstance(source, Path):
+        identity(source)
+        return
     try:
-        with Pillow.open(path, formats=("JPEG", "PNG", "WEBP")):  # what load_picture reads
+        with Pillow.open(source, formats=("JPEG", "PNG", "WEBP")):  # what load_picture reads
             return
     except (OSError, ValueError) as error:  # Pillow's own errors are both
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{path}: {reason}") from None
+        raise RequestInvalid(f"{source}: {reason}") from None
 
 
-def _once(check: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Return `check` for paths that it has not passed yet."""
-    passed: set[Path] = set()
+def _once(check: Callable[[Source], None]) -> Callable[[Source], None]:
+    """Return `check` for what it has not passed yet."""
+    passed: set[Source] = set()
 
-    def run(path: Path) -> None:
-        if path not in passed:
-            check(path)
-            passed.add(path)
+    def run(source: Source) -> None:
+        if source not in passed:
+            check(source)
+            passed.add(source)
 
     return run

@@ -121,7 +121,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
         chat=plan.chat,
         tokens=plan.tokens,
         limits=plan.limits,
-        scorer=Scorer(plan.scorer.kind, plan.scorer.trained, plan.scorer.metrics),
+        scorer=_scorer(plan.scorer),
         default_selector=TRAINED_SELECTOR if plan.scorer.trained else UNTRAINED_SELECTOR,
         source=records.source(plan.checkpoint),
         files=records.files(folder),
@@ -160,6 +160,16 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> tuple[Graphs, LlmShape
     del model, text, decoder, source
     gc.collect()
     return Graphs(vision, first, scorer, [portable, ort]), shape, expected
+
+
+def _scorer(scorer: ScorerFile) -> Scorer:
+    return Scorer(
+        kind=scorer.kind,
+        trained=scorer.trained,
+        modalities=list(scorer.modalities),
+        metrics=scorer.metrics,
+        metrics_by_modality=dict(scorer.metrics_by_modality),
+    )
 
 
 def _shape(text: TextModel) -> LlmShape:

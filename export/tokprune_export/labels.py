@@ -1,9 +1,7 @@
 """From examples to labels: what is answered, and which vision tokens it was answered from."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,26 +9,22 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from tokprune.canvas import canvas
-from tokprune.files import sha256_file
-from tokprune.types import Array
+from tokprune.types import KIND, PATCH, Array
 from tokprune_export.decoder import TextModel
 from tokprune_export.examples import Example
 from tokprune_export.explain import Trace, attention_rows, logits_at, relevance, trace
 from tokprune_export.label_cache import Label
+from tokprune_export.media import identity
 from tokprune_export.teacher import Asked, Teacher, ask_all, greedy
 
+WAITING_BYTES = 512 << 20  # vision tokens of questions that wait for others of their length
 BATCH_BYTES = 128 << 20  # activations of one batch; more is slower on a CPU, and no faster
-
-
-@lru_cache(maxsize=1 << 20)
-def picture_hash(path: Path) -> str:
-    """Hash a picture's file."""
-    return sha256_file(path)
 
 
 def sample_name(example: Example) -> str:
     """Name an example by its content, so that a cache survives moved or reordered files."""
-    parts = [*map(picture_hash, example.pictures), example.question, example.answer]
+    shown = [identity(source).content for source in example.media]
+    parts = [*shown, example.question, example.answer]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -40,12 +34,27 @@ def label_all(
     """Yield each example with its label, or None where the answer was wrong, in any order."""
     per_token = activation_bytes(teacher.text)
     asked = zip(examples, ask_all(teacher, examples), strict=True)
-    waiting = sorted(asked, key=lambda pair: _length(pair[1]))
-    while waiting:
-        count = max(1, BATCH_BYTES // (per_token * _length(waiting[0][1])))
-        batch, waiting = waiting[:count], waiting[count:]
-        labels = _label(teacher, [item for _, item in batch])
-        yield from zip((example for example, _ in batch), labels, strict=True)
+    for part in _waiting(asked):
+        # The longest first: a batch has the length of its first, whatever comes after.
+        waiting = sorted(part, key=lambda pair: _length(pair[1]), reverse=True)
+        while waiting:
+            count = max(1, BATCH_BYTES // (per_token * _length(waiting[0][1])))
+            batch, waiting = waiting[:count], waiting[count:]
+            labels = _label(teacher, [item for _, item in batch])
+            yield from zip((example for example, _ in batch), labels, strict=True)
+
+
+def _waiting(asked: Iterable[tuple[Example, Asked]]) -> Iterator[list[tuple[Example, Asked]]]:
+    """Gather what is to be sorted by length, as much as memory should hold."""
+    part: list[tuple[Example, Asked]] = []
+    held_bytes = 0
+    for example, item in asked:
+        part.append((example, item))
+        held_bytes += item.vision.embeds.nbytes
+        if held_bytes >= WAITING_BYTES:
+            yield part
+            part, held_bytes = [], 0
+    yield part
 
 
 def explain_answer(teacher: Teacher, asked: Asked) -> Float32[Array, " n"]:
@@ -161,10 +170,12 @@ def _cut(
     columns = torch.from_numpy(prompt.slots).to(device)
     attention = attention_rows(traced.layers[0], number, torch.from_numpy(rows).to(device), columns)
     index, cells = canvas(vision.where, vision.regions)
+    # Newlines stay with their rows, whatever scorers say of them: they have no cell there.
+    patches = torch.from_numpy(vision.where[:, KIND] == PATCH)
     return Label(
         attention=attention.to("cpu", torch.float16),
         question=torch.from_numpy(prompt.words[rows]),
         index=torch.from_numpy(index.astype(np.int32)),
         cells=torch.from_numpy(cells.astype(np.int32)),
-        relevance=scores[columns].cpu(),
+        relevance=scores[columns].cpu() * patches,
     )

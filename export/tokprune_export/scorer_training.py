@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokprune.manifest import Modality
 from tokprune.types import Array
 from tokprune_export.agreement import target_of
 from tokprune_export.label_cache import Label, tensors_of
 from tokprune_export.scorers import GridScorer, PaperScorer
 
 Arch = Literal["paper", "grid"]
-HELD_OUT = 0.1  # share of the pictures
+HELD_OUT = 0.1  # share of the pictures, and of the videos
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     schedule: Literal["cosine", "one_cycle"]
-    patience: int = 4  # epochs without a lower loss on other pictures, after which it ends
+    patience: int = 4  # epochs without a lower loss on what is not trained on, after which it ends
 
     def scaled(self, epochs: int | None) -> "Recipe":
         """Return the recipe with another number of epochs, if one is given."""
@@ -70,23 +71,30 @@ RECIPES: dict[Arch, Recipe] = {
 }
 
 
-def split(pictures: Sequence[Sequence[str]], seed: int) -> tuple[list[int], list[int]]:
-    """Choose which samples to use and which to hold out, whole pictures at a time.
+def split(
+    shown: Sequence[Sequence[str]], kinds: Sequence[Modality], seed: int
+) -> tuple[list[int], list[int]]:
+    """Choose which samples to use and which to hold out, whole pictures and videos at a time.
 
     Args:
-        pictures: names of each sample's pictures; samples that share one stay together.
+        shown: names of what each sample shows; samples that share one stay together.
+        kinds: what each sample is about: of each kind, the same share is held out.
         seed: of the choice.
     """
-    groups = _joined(pictures)
-    names = sorted(set(groups))
-    order = np.random.default_rng(seed).permutation(len(names))
-    held = {names[i] for i in order[: max(1, round(HELD_OUT * len(names)))]}
+    groups = _joined(shown)
+    films = {group for group, kind in zip(groups, kinds, strict=True) if kind == "video"}
+    random = np.random.default_rng(seed)
+    held: set[str] = set()
+    for names in (sorted(set(groups) - films), sorted(films)):
+        order = random.permutation(len(names))
+        count = max(1, round(HELD_OUT * len(names)))
+        held |= {names[i] for i in order[:count]}
     training = [i for i, group in enumerate(groups) if group not in held]
     return training, [i for i, group in enumerate(groups) if group in held]
 
 
-def _joined(pictures: Sequence[Sequence[str]]) -> list[str]:
-    """Name each sample's group: one for all that share pictures, directly or through others."""
+def _joined(shown: Sequence[Sequence[str]]) -> list[str]:
+    """Name each sample's group: one for all that share something, directly or through others."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -94,11 +102,11 @@ def _joined(pictures: Sequence[Sequence[str]]) -> list[str]:
             name = parent[name]
         return name
 
-    for names in pictures:
+    for names in shown:
         first = min(map(root, names))
         for name in names:
             parent[root(name)] = first
-    return [root(names[0]) for names in pictures]
+    return [root(names[0]) for names in shown]
 
 
 def network_of(arch: Arch, heads: int, seed: int) -> PaperScorer | GridScorer:
@@ -208,7 +216,9 @@ def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
 
 def divergence(logits: Float[Tensor, "b n"], batch: Batch) -> Float[Tensor, " b"]:
     """KL(target || prediction) of each sample."""
-    predicted = logits.log_softmax(dim=1).masked_fill(~batch.slots, 0.0)
+    # Newlines have logits of -inf, and targets of 0: they say nothing.
+    silent = ~batch.slots | logits.isneginf()
+    predicted = logits.log_softmax(dim=1).masked_fill(silent, 0.0)
     known = torch.xlogy(batch.target, batch.target)
     return (known - batch.target * predicted).sum(dim=1)
 

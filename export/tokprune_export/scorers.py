@@ -9,10 +9,11 @@ All take `attention [a, u, n]`, `question [u]`, `index [r, rows, columns]` and `
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import msgspec
 import torch
 from jaxtyping import Bool, Float, Int64
 from safetensors import SafetensorError, safe_open
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
-from tokprune.manifest import ScorerKind
+from tokprune.manifest import Metrics, Modality, ScorerKind
 
 FORMAT, VERSION = "tokprune-scorer", "1"
 TEXT_ROWS = 20  # the last rows before the answer that GridScorer reads
@@ -168,7 +169,9 @@ class Scorer(NamedTuple):
 
     network: AttentionMean | PaperScorer | GridScorer
     kind: ScorerKind
-    metrics: dict[str, float]  # held-out: recall_at_50, recall_at_25, spearman, kl, samples
+    modalities: Sequence[Modality]  # that it was trained on
+    metrics: Metrics
+    metrics_by_modality: Mapping[Modality, Metrics]  # empty where there is one modality only
 
     @property
     def trained(self) -> bool:
@@ -181,7 +184,7 @@ def save_scorer(path: Path, scorer: Scorer, heads: int, notes: Mapping[str, str]
 
     Args:
         path: where the safetensors file goes.
-        scorer: network, kind and held-out metrics.
+        scorer: network, kind, modalities and held-out metrics.
         heads: attention heads of the checkpoint's LLM.
         notes: more metadata, such as `model` and the other networks' metrics.
     """
@@ -191,7 +194,9 @@ def save_scorer(path: Path, scorer: Scorer, heads: int, notes: Mapping[str, str]
         "version": VERSION,
         "kind": scorer.kind,
         "heads": str(heads),
+        "modalities": json.dumps(scorer.modalities),
         "metrics": json.dumps(scorer.metrics, sort_keys=True),
+        "metrics_by_modality": json.dumps(scorer.metrics_by_modality, sort_keys=True),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in scorer.network.state_dict().items()}
     atomic_write(path, _in_order(save(tensors, metadata=metadata)))
@@ -216,7 +221,7 @@ def load_scorer(path: Path | None, heads: int) -> Scorer:
         RequestInvalid: there is no such file, it is no scorer, or it belongs to another model.
     """
     if path is None:
-        return Scorer(AttentionMean().eval(), "attention", {})
+        return Scorer(AttentionMean().eval(), "attention", (), {}, {})
     metadata, tensors = _read(path)
     if metadata.get("format") != FORMAT:
         raise RequestInvalid(
@@ -235,7 +240,8 @@ def load_scorer(path: Path | None, heads: int) -> Scorer:
         )
     network, kind = _network(metadata.get("kind"), heads, path)
     _fill(network, tensors, path)
-    return Scorer(network.eval(), kind, _metrics(metadata, path))
+    facts = _facts(metadata, path)
+    return Scorer(network.eval(), kind, facts.modalities, facts.metrics, facts.metrics_by_modality)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -277,8 +283,18 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     network.load_state_dict(tensors)
 
 
-def _metrics(metadata: Mapping[str, str], path: Path) -> dict[str, float]:
+class _Facts(msgspec.Struct, frozen=True):
+    """What the metadata hold as JSON."""
+
+    metrics: Metrics
+    # files from before there were videos say nothing of modalities
+    modalities: Annotated[tuple[Modality, ...], msgspec.Meta(min_length=1)] = ("picture",)
+    metrics_by_modality: dict[Modality, Metrics] = {}
+
+
+def _facts(metadata: Mapping[str, str], path: Path) -> _Facts:
+    names = [name for name in _Facts.__struct_fields__ if name in metadata]
     try:
-        return {str(k): float(v) for k, v in json.loads(metadata["metrics"]).items()}
-    except (KeyError, ValueError, AttributeError, TypeError):
-        raise RequestInvalid(f"{path} has no readable `metrics` in its metadata") from None
+        return msgspec.convert({name: json.loads(metadata[name]) for name in names}, _Facts)
+    except ValueError as error:  # of JSON, or of what it holds
+        raise RequestInvalid(f"{path} has no readable metrics in its metadata: {error}") from None

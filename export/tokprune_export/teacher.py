@@ -1,10 +1,9 @@
 """A checkpoint as training sees it: prompts as the device lays them out, answers in torch."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +16,18 @@ from tokprune.families import Processor
 from tokprune.files import sha256_file
 from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Tokens
-from tokprune.pictures import load_picture
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.types import Prepared, Prompt, VisionTokens
 from tokprune_export.chat_template import Template, compile_chat
 from tokprune_export.checkpoint import Checkpoint
 from tokprune_export.decoder import TextModel
+from tokprune_export.errors import placed
 from tokprune_export.examples import Example
 from tokprune_export.families import FAMILIES
+from tokprune_export.media import Source, load
 from tokprune_export.records import tokens
 
-PICTURES_IN_MEMORY = 64
+MEDIA_IN_MEMORY = 64  # as vision tokens
 
 
 @dataclass(frozen=True)
@@ -80,41 +80,72 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 @torch.no_grad()
 def ask_all(teacher: Teacher, examples: Sequence[Example]) -> Iterator[Asked]:
-    """Encode pictures and lay out prompts, each picture once as long as it stays in memory."""
+    """Encode pictures and videos and lay out prompts.
 
-    @lru_cache(maxsize=PICTURES_IN_MEMORY)
-    def encoded(pictures: tuple[Path, ...]) -> tuple[tuple[Prepared, ...], VisionTokens]:
-        prepared = teacher.processor.prepare([load_picture(path) for path in pictures])
-        return prepared, encode(teacher, prepared)
+    Each is encoded once as long as it stays in memory.
+
+    Raises:
+        PictureInvalid, RequestInvalid: this checkpoint cannot be asked an example; says which.
+    """
+
+    @lru_cache(maxsize=MEDIA_IN_MEMORY)
+    def encoded(media: tuple[Source, ...]) -> tuple[tuple[Prepared, ...], VisionTokens]:
+        prepared = prepare(teacher, media)
+        vision = encode(teacher, prepared)
+        return tuple(replace(each, calls=()) for each in prepared), vision  # pixels are large
 
     for example in examples:
-        prepared, vision = encoded(example.pictures)
-        content = (*(Shown(index) for index in range(len(prepared))), example.question)
-        prompt = build_prompt(
-            Conversation((Turn(content),)),
-            prepared,
-            teacher.chat,
-            teacher.tokens,
-            teacher.tokenizer,
-            teacher.processor,
-        )
+        with placed(example.place):
+            prepared, vision = encoded(example.media)
+            prompt = lay_out(teacher, prepared, example.question)
         ids = teacher.tokenizer.encode(example.answer.strip(), add_special_tokens=False).ids
         yield Asked(prompt, vision, example.answer, torch.tensor(ids, dtype=torch.int64))
 
 
+def check_video(teacher: Teacher, examples: Iterable[Example]) -> None:
+    """See that the checkpoint takes a video, if there is one.
+
+    Raises:
+        RequestInvalid: it does not; says which example has it.
+    """
+    for example in examples:
+        if example.modality == "video":
+            with placed(example.place):
+                lay_out(teacher, prepare(teacher, example.media), example.question)
+            return
+
+
+def prepare(teacher: Teacher, media: Iterable[Source]) -> tuple[Prepared, ...]:
+    """Decode pictures and videos, and cut them as the device does."""
+    return teacher.processor.prepare([load(source) for source in media])
+
+
+def lay_out(teacher: Teacher, prepared: Sequence[Prepared], question: str) -> Prompt:
+    """Make the prompt that the device makes."""
+    content = (*(Shown(index) for index in range(len(prepared))), question)
+    return build_prompt(
+        Conversation((Turn(content),)),
+        prepared,
+        teacher.chat,
+        teacher.tokens,
+        teacher.tokenizer,
+        teacher.processor,
+    )
+
+
 def encode(teacher: Teacher, prepared: Sequence[Prepared]) -> VisionTokens:
-    """Run the vision encoder on all pictures of a prompt."""
+    """Run the vision encoder on all pictures and videos of a prompt."""
     embeds = []
-    for picture in prepared:
+    for shown in prepared:
         outputs = [
             teacher.encoder(**{k: torch.from_numpy(v).to(teacher.device) for k, v in call.items()})
-            for call in picture.calls
+            for call in shown.calls
         ]
-        embeds.append(picture.pack([output.cpu().numpy() for output in outputs]))
+        embeds.append(shown.pack([output.cpu().numpy() for output in outputs]))
     return VisionTokens(
         embeds=np.concatenate(embeds),
-        where=np.concatenate([picture.where for picture in prepared]),
-        regions=tuple(region for picture in prepared for region in picture.regions),
+        where=np.concatenate([shown.where for shown in prepared]),
+        regions=tuple(region for shown in prepared for region in shown.regions),
     )
 
 

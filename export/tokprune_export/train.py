@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import tyro
@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tokprune.errors import RequestInvalid
-from tokprune_export.agreement import Quality, attention_scores, quality
+from tokprune_export.agreement import Figures, Quality, attention_scores, measure
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
+from tokprune_export.division import Division, divide
 from tokprune_export.examples import Example, read_examples
 from tokprune_export.exits import guarded
-from tokprune_export.label_cache import SHARD_LABELS, Label, LabelCache
-from tokprune_export.labels import label_all, picture_hash, sample_name
+from tokprune_export.label_cache import SHARD_LABELS, LabelCache
+from tokprune_export.labels import label_all, sample_name
 from tokprune_export.progress import Counting
 from tokprune_export.scorer_training import (
     RECIPES,
@@ -27,14 +28,12 @@ from tokprune_export.scorer_training import (
     network_of,
     pair_of,
     predictions,
-    split,
     train,
 )
 from tokprune_export.scorers import Scorer, save_scorer
-from tokprune_export.teacher import fingerprint, open_teacher
+from tokprune_export.teacher import check_video, fingerprint, open_teacher
 from tokprune_export.workers import Workers, join_workers
 
-FEWEST_LABELS = 20
 ARCHES: tuple[Arch, ...] = ("paper", "grid")
 
 
@@ -46,8 +45,9 @@ class TrainOptions:
     much did each vision token matter? Two networks learn to predict that from the first layer's
     attention, and the better one is written.
 
-    Data: the paper has 8,000 to 12,000 right answers. Of ten pictures eight are trained on, one
-    tells when to stop and one how good the networks are.
+    Data: the paper has 8,000 to 12,000 right answers. Of ten pictures or videos eight are trained
+    on, one tells when to stop and one how good the networks are. Questions about pictures and about
+    videos may be mixed: one scorer learns from both, and the figures are given for each.
 
     Time: one forward per question and one backward per answer token, then minutes. Measured with
     the demo-sized model (1.6 M parameters, 196 vision tokens) on one CPU core: 40 ms a label; per
@@ -62,9 +62,10 @@ class TrainOptions:
     model: tyro.conf.Positional[str]
     """A folder with a checkpoint in HF format, or a hub id with --revision."""
     data: tyro.conf.Positional[Path]
-    """JSON lines: {"image": path or "images": [paths], "question": ..., "answer": ...}; paths are
-    relative to the file. Answers are compared exactly, but for case and spaces at the ends: ask for
-    short ones."""
+    """JSON lines: {"image": path or "images": [paths], "question": ..., "answer": ...}; for videos
+    {"video": path, "fps" or "num_frames": ...} or {"frames": [paths], "fps": ...} in the place of
+    the picture. Paths are relative to the file. Answers are compared exactly, but for case and
+    spaces at the ends: ask for short ones."""
     output: tyro.conf.Positional[Path]
     """The scorer file to make (safetensors). It must not exist."""
     arch: Literal["best", "paper", "grid"] = "best"
@@ -73,7 +74,7 @@ class TrainOptions:
     """Write the network that was not chosen here."""
     epochs: int | None = None
     """Most passes over the labels (default: 15 for paper, 12 for grid). Training ends earlier where
-    the loss on other pictures grows. The paper has about 100."""
+    the loss on pictures and videos that it has not seen grows. The paper has about 100."""
     seed: int = 0
     """Equal seeds give equal files on one machine's CPU."""
     cache: Path | None = None
@@ -101,10 +102,10 @@ def run(options: TrainOptions) -> None:
         ExportRefused: so does the checkpoint.
     """
     _check(options)
-    examples = read_examples(options.data, options.limit)
     checkpoint = open_checkpoint(options.model, options.revision)
     workers = join_workers()
     try:
+        examples = read_examples(options.data, options.limit, shown=workers.leads)
         cache = LabelCache(_folder(options) / fingerprint(checkpoint)[:16])
         write_labels(options, checkpoint, examples, cache, workers)
         workers.wait()
@@ -128,6 +129,7 @@ def write_labels(
     if not todo:
         return
     teacher = open_teacher(checkpoint, _device(options, workers))
+    check_video(teacher, todo.values())  # now, and not after hours
     right = sum(not cache.is_wrong(name) for name in mine if name in cache)
     wrong = len(mine) - len(todo) - right
     what = "labels" if workers.count == 1 else f"labels (worker 1 of {workers.count})"
@@ -166,71 +168,40 @@ def _device(options: TrainOptions, workers: Workers) -> torch.device:
     return torch.device("cuda", workers.local_rank % torch.cuda.device_count())
 
 
-class Division(NamedTuple):
-    """Names of the rightly answered samples, by use, and how many were answered wrongly."""
-
-    training: list[str]
-    checked: list[str]  # tell when to stop
-    held: list[str]  # seen by nothing before the figures
-    wrong: int
-
-
 def _train(
     options: TrainOptions, checkpoint: Checkpoint, examples: Sequence[Example], cache: LabelCache
 ) -> None:
     """Train both networks on the cached labels, print how good they are and write one."""
-    division = _divide(options, examples, cache)
-    labels = list(cache.read(division.held).values())
-    raw = quality([attention_scores(label) for label in labels], labels)
-    fitted = {arch: _fit(options, arch, division, cache, labels) for arch in ARCHES}
+    division = divide(examples, cache, _folder(options), options.seed)
+    raw = measure([attention_scores(label) for label in division.held.labels], division.held)
+    fitted = {arch: _fit(options, arch, division, cache) for arch in ARCHES}
     rows = {arch: row for arch, (_, row) in fitted.items()}
-    best = max(ARCHES, key=lambda arch: rows[arch].recall_at_25)
+    best = max(ARCHES, key=lambda arch: rows[arch].overall.recall_at_25)
     shipped: Arch = best if options.arch == "best" else options.arch
     spare: Arch = "grid" if shipped == "paper" else "paper"
-    table = _table({"attention": raw, **rows}, shipped, len(division.training), len(labels))
-    Console().print(table)
+    Console().print(_table({"attention": raw, **rows}, shipped, division))
     heads = int(checkpoint.text_config["num_attention_heads"])
     facts = _facts(options, checkpoint, division)
     for arch, other, path in ((shipped, spare, options.output), (spare, shipped, options.other)):
         if path is not None:
-            beside = {other: rows[other]._asdict(), "attention": raw._asdict()}
-            notes = {**facts, "others": json.dumps(beside, sort_keys=True)}
+            beside = {other: rows[other], "attention": raw}
+            overall = {name: row.overall._asdict() for name, row in beside.items()}
+            apart = {name: row.apart() for name, row in beside.items()}
+            notes = {
+                **facts,
+                "others": json.dumps(overall, sort_keys=True),
+                "others_by_modality": json.dumps(apart, sort_keys=True),
+            }
             save_scorer(path, fitted[arch][0], heads, notes)
             Console().print(f"wrote {path} ({arch})", highlight=False, soft_wrap=True)
 
 
-def _divide(options: TrainOptions, examples: Sequence[Example], cache: LabelCache) -> Division:
-    named = {sample_name(example): example for example in examples}
-    missing = sum(name not in cache for name in named)
-    if missing:
-        raise RequestInvalid(
-            f"{missing} labels of other machines are not in {_folder(options)}: "
-            "give --cache a folder that all machines see"
-        )
-    right = [name for name in named if not cache.is_wrong(name)]
-
-    def halves(names: list[str], seed: int) -> tuple[list[str], list[str]]:
-        pictures = [list(map(picture_hash, named[name].pictures)) for name in names]
-        chosen, others = split(pictures, seed) if names else ([], [])
-        return [names[i] for i in chosen], [names[i] for i in others]
-
-    rest, held = halves(right, options.seed)
-    training, checked = halves(rest, options.seed + 1)
-    if len(training) < FEWEST_LABELS:
-        raise RequestInvalid(
-            f"{len(right)} of {len(named)} questions were answered rightly, which leaves "
-            f"{len(training)} to train on (at least {FEWEST_LABELS}, of three pictures or more). "
-            "Give more examples, or check the wording of the answers"
-        )
-    return Division(training, checked, held, len(named) - len(right))
-
-
 def _fit(
-    options: TrainOptions, arch: Arch, division: Division, cache: LabelCache, held: list[Label]
-) -> tuple[Scorer, Quality]:
+    options: TrainOptions, arch: Arch, division: Division, cache: LabelCache
+) -> tuple[Scorer, Figures]:
     """Train one network and measure it."""
-    device = _device(options, Workers())
-    network = network_of(arch, len(held[0].attention), options.seed).to(device)
+    device, held = _device(options, Workers()), division.held
+    network = network_of(arch, len(held.labels[0].attention), options.seed).to(device)
 
     def pairs(names: Sequence[str]) -> list[Pair]:
         made: list[Pair] = []
@@ -249,12 +220,12 @@ def _fit(
             recipe,
             options.seed,
             lambda _, loss, other: counting.advance(
-                note=f"loss {loss:.4f}, on other pictures {other:.4f}"
+                note=f"loss {loss:.4f}, on what it has not seen {other:.4f}"
             ),
         )
-    scores = list(predictions(network, [pair_of(network, label, device) for label in held]))
-    row = quality(scores, held)
-    return Scorer(network, arch, row._asdict()), row
+    pairs_held = [pair_of(network, label, device) for label in held.labels]
+    row = measure(list(predictions(network, pairs_held)), held)
+    return Scorer(network, arch, division.modalities, row.overall._asdict(), row.apart()), row
 
 
 def _facts(options: TrainOptions, checkpoint: Checkpoint, division: Division) -> dict[str, str]:
@@ -270,15 +241,21 @@ def _facts(options: TrainOptions, checkpoint: Checkpoint, division: Division) ->
     }
 
 
-def _table(rows: Mapping[str, Quality], shipped: str, trained: int, held: int) -> Table:
-    title = f"{trained} labels to train on; agreement with the oracle on {held} of other pictures"
+def _table(rows: Mapping[str, Figures], shipped: str, division: Division) -> Table:
+    trained, held = len(division.training), len(division.held.labels)
+    title = f"{trained} labels to train on; agreement with the oracle on {held} others"
     table = Table(title=title, title_justify="left", min_width=80)
     for column in ("scorer", "recall at 50 %", "recall at 25 %", "Spearman", "KL"):
         table.add_column(column, justify="left" if column == "scorer" else "right")
-    for name, row in rows.items():
+
+    def add(name: str, row: Quality) -> None:
         figures = (row.recall_at_50, row.recall_at_25, row.spearman, row.kl)
-        mark = " (written)" if name == shipped else ""
-        table.add_row(name + mark, *(f"{figure:.3f}" for figure in figures))
+        table.add_row(name, *(f"{figure:.3f}" for figure in figures))
+
+    for name, row in rows.items():
+        add(name + (" (written)" if name == shipped else ""), row.overall)
+        for kind, part in row.by_modality.items():
+            add(f"  {part.samples:.0f} about {kind}s", part)
     return table
 
 

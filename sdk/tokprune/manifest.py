@@ -14,6 +14,8 @@ Piece = list[int | str]  # special token ids and plain text, in order
 Engine = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 Cache = Literal["grows", "in_place"]
 ScorerKind = Literal["attention", "paper", "grid"]
+Modality = Literal["picture", "video"]
+Metrics = dict[str, float]  # held-out: recall_at_50, recall_at_25, spearman, kl, samples
 Precision = Literal["fp32"]
 _UNSEALED = "0" * 64
 
@@ -73,7 +75,9 @@ class Scorer(_Strict, frozen=True):
 
     kind: ScorerKind
     trained: bool
-    metrics: dict[str, float]  # recall_at_50, recall_at_25, spearman, samples; empty if untrained
+    modalities: list[Modality]  # that it was trained on; empty if untrained
+    metrics: Metrics  # empty if untrained
+    metrics_by_modality: dict[Modality, Metrics]  # empty where there is one modality only
 
 
 class Chat(_Strict, frozen=True):

@@ -25,6 +25,10 @@ _MAX_BYTES_A_PIXEL = 8  # 16-bit RGBA, stored without compression
 _MAX_JPEG_SCANS = 64  # a progressive JPEG has about 10; each costs a pass over all pixels
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 0x0112
+_HEAD_BYTES = 192  # that tell a video: an MPEG-TS packet has 188
+_FILM_STARTS = (b"\x1aE\xdf\xa3", b"OggS", b"FLV", b"\0\0\x01\xba", b"\0\0\x01\xb3")
+_FILM_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # MP4 and MOV, from byte 4
+_STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")  # MP4's kin with pictures
 _UPRIGHT = {  # EXIF orientation -> what makes it 1
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
     3: Pillow.Transpose.ROTATE_180,
@@ -103,6 +107,7 @@ def _rgb(picture: Pillow.Image) -> Pillow.Image:
 
 
 def _from_bytes(data: bytes, max_pixels: int, name: str) -> Image:
+    _refuse_video(data, name)
     kind = _sniff(data)
     if kind is None:
         _refuse(f"{name} is no JPEG, PNG or WebP (first bytes {data[:8]!r}): convert it to PNG")
@@ -132,6 +137,17 @@ def _sniff(data: bytes) -> str | None:
     return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
+def _refuse_video(data: bytes, name: str) -> None:
+    film = data.startswith(_FILM_STARTS) or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
+    film |= data[4:8] in _FILM_BOXES and data[8:12] not in _STILL_BRANDS
+    film |= data[:1] == b"G" == data[188:189]
+    if film:
+        _refuse(
+            f"{name} is a video, expected a picture: `tokprune.load_video(FILE)` takes its frames, "
+            "`tokprune ask --video FILE` asks about them"
+        )
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
     """Return width and height from the first chunk. Follows RFC 9649, sections 2.5 to 2.7."""
     kind = data[12:16]
@@ -149,7 +165,9 @@ def _read(source: str | Path, limit_bytes: int) -> bytes:
     name = f"{str(source)!r:.300}"
     with open_plain(source, "picture") as stream:
         try:
-            data = stream.read(limit_bytes + 1)
+            data = stream.read(_HEAD_BYTES)
+            _refuse_video(data, name)  # before gigabytes are read
+            data += stream.read(limit_bytes + 1 - len(data))
         except OSError as error:
             _refuse(f"{name} cannot be read ({_reason(error)}): pass the path of a picture")
     if len(data) > limit_bytes:

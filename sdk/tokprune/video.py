@@ -81,8 +81,10 @@ def clip_of(pictures: Sequence[PictureSource], fps: float) -> Clip:
     for number, frame in enumerate(frames):
         if frame.shape != frames[0].shape:
             height, width, _ = frame.shape
+            given = pictures[number]
+            name = f" ({str(given)!r:.300})" if isinstance(given, (str, Path)) else ""
             raise PictureInvalid(
-                f"Frame {number} of the video has {width} x {height} pixels, frame 0 has "
+                f"Frame {number} of the video has {width} x {height} pixels{name}, frame 0 has "
                 f"{frames[0].shape[1]} x {frames[0].shape[0]}: give all frames in one size"
             )
     return Clip(np.stack(frames) if frames else np.empty((0, 1, 1, 3), np.uint8), fps)

@@ -4,6 +4,8 @@
 
 Writes docs/results/selector-settings.json: share of the full accuracy for every setting. About five
 minutes on two cores for the demo bundle; the settings stand in tokprune/selectors/relevance.py.
+With --frames 8 --tokens 64 or --data FILE, the questions are about videos, or your own: give
+another --out.
 """
 
 import json
@@ -23,6 +25,7 @@ from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.relevance import NEVER, covering
 from tokprune_export import answer_cells
 from tokprune_export.answer_cells import Answers, Seen, Setup, Task
+from tokprune_export.errors import placed
 from tokprune_export.evaluate import EvaluateOptions, tasks
 
 TARGET = RESULTS / "selector-settings.json"
@@ -40,14 +43,23 @@ class Options:
     paper_scorer: tyro.conf.Positional[Path]
     """The other network of the same training."""
     samples: int = 900
+    tokens: int = 196
+    """Vision tokens of a drawn picture, or of a frame."""
+    frames: int | None = None
+    """Drawn videos of so many frames, and not pictures."""
+    data: Path | None = None
+    """Ask these questions (JSON lines, as tokprune-train reads them) and no drawn scenes."""
+    out: Path = TARGET
+    """The file to write."""
     processes: int = 2
 
 
 def ask(setup: Setup, task: Task) -> Hits:
     """Ask one question with every setting."""
     vlm, scorers, _ = answer_cells.opened(setup)
-    prompt, pictures = vlm.prepare(list(task.pictures), task.question)
-    vision = vlm.vision(pictures)
+    with placed(task.key):
+        prompt, _, prepared = answer_cells.prepare(vlm, task)
+    vision = vlm.vision(prepared)
     first = vlm.first_layer.run(prompt, vision)
     answers = Answers(vlm, Seen(prompt, vision, first))
     attention, grid = mean_attention(first), vlm.scorer(vision, first)
@@ -87,24 +99,32 @@ def main() -> None:
     """Ask, and write the table."""
     options = tyro.cli(Options)
     setup = Setup(bundle=options.bundle, scorers=(options.paper_scorer,))
-    asked = tasks(
-        EvaluateOptions(options.bundle, TARGET.parent, split="dev", samples=options.samples)
+    asked = EvaluateOptions(
+        options.bundle,
+        options.out.parent,
+        split="dev",
+        tokens=options.tokens,
+        frames=options.frames,
+        samples=options.samples,
+        data=options.data,
     )
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-        hits = list(pool.map(partial(ask, setup), asked, chunksize=8))
-    write(hits)
+        hits = list(pool.map(partial(ask, setup), tasks(asked), chunksize=8))
+    write(options, hits)
 
 
-def write(hits: Sequence[Hits]) -> None:
+def write(options: Options, hits: Sequence[Hits]) -> None:
     """Write the results file."""
+    films = "" if options.frames is None else f", videos of {options.frames} frames"
+    drawn = f"of the development split, {options.tokens} vision tokens{films}"
     content = {
         **machine("onnxruntime", "numpy"),
-        "questions": f"{len(hits)} of the development split, 196 vision tokens",
+        "questions": f"{len(hits)} {drawn if options.data is None else options.data.name}",
         "full_accuracy": round(sum(each["full"] for each in hits) / len(hits), 4),
         "share_of_full_accuracy": summarise(hits),
     }
-    TARGET.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

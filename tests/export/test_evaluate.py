@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 import tokprune
 from tokprune.budgets import KeepRatio
-from tokprune.scenes import suite
+from tokprune.errors import RequestInvalid
+from tokprune.scenes import film_suite, suite, write
 from tokprune.selectors.baselines import random_tokens
 from tokprune_export import evaluate
 from tokprune_export.answer_cells import DEFAULT, Record, Setup, Task, answer_cells, opened
@@ -23,10 +25,9 @@ from tokprune_export.evaluation_report import (
     RIVALS,
     Bootstrap,
     Results,
-    markdown,
-    plot,
     summarise,
 )
+from tokprune_export.evaluation_tables import markdown, plot
 from tokprune_export.scorers import PaperScorer, Scorer, save_scorer
 
 pytestmark = pytest.mark.torch
@@ -46,7 +47,8 @@ def record(number: int, right: set[str]) -> Record:
     answers = {cell: " RED " if cell in right else "blue" for cell in cells}
     group = "colour" if number % 2 else "count"
     agreement = {"attention": [0.5, 0.25, 0.1 * number]}
-    return Record(str(number), group, "red", 64, answers, agreement)
+    modality = "video" if number > 4 else "picture"
+    return Record(str(number), group, modality, "red", 64 + number, answers, agreement)
 
 
 @pytest.fixture
@@ -110,6 +112,20 @@ def test_tables_and_plot_show_every_selector(results: Results) -> None:
     assert plot(results).startswith(b"\x89PNG")
 
 
+def test_figures_of_pictures_and_videos_stand_apart_too(results: Results) -> None:
+    assert results["modalities"] == {"picture": 5, "video": 3}
+    parts = results["by_modality"]
+    assert [parts[kind]["mean_vision_tokens"] for kind in ("picture", "video")] == [66, 70]
+    assert parts["picture"]["selectors"][DEFAULT]["0.5"]["of_full"]["mean"] == pytest.approx(0.6)
+    assert parts["video"]["selectors"][DEFAULT]["0.5"]["of_full"]["mean"] == 1
+    assert parts["video"]["selectors"]["uniform"]["0.5"]["mean"] == pytest.approx(2 / 3)
+    text = markdown(results)
+    assert "5 questions about pictures and 3 questions about videos" in text
+    assert "of the 3 questions about videos (70 vision tokens, full accuracy 100.0%)" in text
+    only = summarise([record(number, set()) for number in range(4)], (0.5,), "attention", FACTS)
+    assert (only["modalities"], only["by_modality"]) == ({"picture": 4}, {})
+
+
 @pytest.fixture(scope="module")
 def options(
     demo_bundle: Path, demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
@@ -118,7 +134,7 @@ def options(
     folder = tmp_path_factory.mktemp("evaluation")
     heads = tokprune.load(demo_bundle).bundle.manifest.llm.heads
     torch.manual_seed(0)
-    scorer = Scorer(PaperScorer(), "paper", {"samples": 0.0})
+    scorer = Scorer(PaperScorer(), "paper", ["picture"], {"samples": 0.0}, {})
     save_scorer(folder / "paper.safetensors", scorer, heads, {})
     return EvaluateOptions(
         bundle=demo_bundle,
@@ -184,6 +200,58 @@ def test_cells_hold_the_answers_that_a_user_gets(options: EvaluateOptions) -> No
         )
         assert record.cells[cell] == answer.text
     assert record.agreement == {}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two questions about drawn videos and one about a picture."""
+    samples = [
+        *film_suite("train", 2, grid=(4, 4), frames=4),
+        *suite("train", 1, tokens=64, groups=("color",)),
+    ]
+    return write(tmp_path_factory.mktemp("mixed"), samples)
+
+
+def test_a_data_file_with_videos_gives_tables_by_modality(
+    options: EvaluateOptions, mixed: Path, tmp_path: Path
+) -> None:
+    evaluate.run(replace(options, out=tmp_path, data=mixed))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["modalities"] == {"picture": 1, "video": 2}
+    assert results["by_modality"]["video"]["mean_vision_tokens"] == 2 * 16  # frames in pairs
+    assert results["by_modality"]["picture"]["mean_vision_tokens"] == 64
+    assert "2 questions about videos (32 vision tokens" in (tmp_path / "results.md").read_text()
+    vlm = opened(Setup(options.bundle)).vlm
+    (path,) = tmp_path.glob("samples-*.jsonl")
+    first, *_ = map(json.loads, path.read_text().splitlines())
+    (film, *_) = film_suite("train", 1, grid=(4, 4), frames=4)
+    for cell, budget in (("full@1", 1.0), ("default@0.5", 0.5), ("default@0.06", 0.06)):
+        answer = vlm.ask(film.clip, film.question, budget, max_new_tokens=24)
+        assert first["cells"][cell] == answer.text
+    assert (first["modality"], first["key"]) == ("video", "data.jsonl, line 1")
+    assert set(first["agreement"]) > {"attention"}
+
+
+def test_a_bundle_without_videos_says_so_with_the_line_before_anything_is_asked(
+    options: EvaluateOptions, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = opened(Setup(options.bundle))
+    manifest = there.vlm.bundle.manifest
+    chat = msgspec.structs.replace(manifest.chat, video=None)
+    bundle = replace(there.vlm.bundle, manifest=msgspec.structs.replace(manifest, chat=chat))
+    without = there._replace(vlm=replace(there.vlm, bundle=bundle))
+    monkeypatch.setattr(evaluate, "opened", lambda _: without)
+    monkeypatch.setattr(evaluate, "answer_cells", lambda *_: pytest.fail("asked"))
+    with pytest.raises(RequestInvalid, match=r"data\.jsonl, line 1: .* takes no video"):
+        evaluate.run(replace(options, out=tmp_path, data=mixed))
+
+
+def test_drawn_videos_are_asked_about_where_frames_are_given(options: EvaluateOptions) -> None:
+    made = list(tasks(replace(options, frames=4, samples=2)))
+    films = list(film_suite("train", 2, grid=(8, 8), frames=4))
+    assert [(task.key, task.modality) for task in made] == [(f.key, "video") for f in films]
+    with pytest.raises(RequestInvalid, match="No grid of 65 vision tokens"):
+        next(tasks(replace(options, frames=4, tokens=65)))
 
 
 def test_every_question_has_the_next_ones_words_beside_it(options: EvaluateOptions) -> None:

@@ -105,6 +105,7 @@ def test_the_manifest_lists_every_file_and_an_untrained_scorer(exported: Exporte
     found = {p.relative_to(exported.bundle).as_posix() for p in exported.bundle.rglob("*.*")}
     assert found - {"manifest.json"} == manifest.files.keys()
     assert (manifest.scorer.kind, manifest.scorer.trained) == ("attention", False)
+    assert manifest.scorer.modalities == []
     assert manifest.default_selector == export.UNTRAINED_SELECTOR
     assert [tensor.name for tensor in manifest.graphs.scorer.inputs] == ["attention", "question"]
     assert manifest.limits.max_kv_len == 2048

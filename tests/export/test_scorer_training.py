@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from grids import vision_tokens
+from grids import tiled_vision, vision_tokens
 
 from tokprune.canvas import canvas
+from tokprune.manifest import Modality
+from tokprune.types import KIND, PATCH
 from tokprune_export.agreement import attention_scores, quality, recall, spearman, target_of
 from tokprune_export.label_cache import Label
 from tokprune_export.scorer_training import (
@@ -102,6 +104,41 @@ def test_training_ends_where_other_pictures_gain_nothing_and_keeps_the_best_weig
     assert mean_divergence(network, opposite) == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_newlines_have_no_say_in_the_training_of_the_grid_network() -> None:
+    vision = tiled_vision()
+    patch = vision.where[:, KIND] == PATCH
+    index, cells = canvas(vision.where, vision.regions)
+    scores = np.random.default_rng(0).random(len(cells)).astype(np.float32) * patch
+    given = Label(
+        attention=torch.rand(HEADS, 6, len(cells)).half(),
+        question=torch.arange(6) < 4,
+        index=torch.from_numpy(index.astype(np.int32)),
+        cells=torch.from_numpy(cells.astype(np.int32)),
+        relevance=torch.from_numpy(scores),
+    )
+    network = network_of("grid", HEADS, 0)
+    batch = collate([pair_of(network, label((4, 5)), CPU), pair_of(network, given, CPU)])
+    logits = batched_logits(network, batch)
+    assert (logits[1].isneginf().numpy() == ~patch).all()
+    losses = divergence(logits, batch)
+    losses.sum().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all()
+               for value in network.parameters())  # fmt: skip
+    target, seen = batch.target[1][patch], logits[1][patch].log_softmax(dim=0)
+    expected = torch.nn.functional.kl_div(seen, target, reduction="sum")
+    torch.testing.assert_close(losses[1], expected)
+
+
+def test_of_pictures_and_of_videos_the_same_share_is_held_out() -> None:
+    shown = [[f"p{i}"] for i in range(100)] + [[f"v{i}"] for i in range(20)] + [["p0", "v0"]]
+    kinds: list[Modality] = ["video" if number >= 100 else "picture" for number in range(121)]
+    training, held = split(shown, kinds, seed=0)
+    assert sorted(training + held) == list(range(121))
+    kept = [(kinds[i], shown[i][0]) for i in held]
+    assert len({name for _, name in kept if name[0] == "v"}) == 2
+    assert len({name for _, name in kept if name[0] == "p"}) in (10, 11)  # p0 goes with its video
+
+
 def test_the_target_is_the_upper_half_of_the_relevance() -> None:
     target = target_of(torch.tensor([4.0, 1.0, 0.0, 6.0, 2.0]))
     torch.testing.assert_close(target, torch.tensor([4.0, 0, 0, 6, 2]) / 12)
@@ -141,10 +178,11 @@ def test_attention_that_ranks_like_the_label_has_full_recall() -> None:
 def test_samples_that_share_a_picture_stay_on_one_side() -> None:
     pictures = [[f"p{i}"] for i in range(30) for _ in range(3)]
     pictures += [["p0", "p1"], ["p1", "p2"], ["alone"]]
-    training, held = split(pictures, seed=5)
+    kinds: list[Modality] = ["picture"] * len(pictures)
+    training, held = split(pictures, kinds, seed=5)
     assert sorted(training + held) == list(range(len(pictures)))
     assert held
     sides = [{name for i in side for name in pictures[i]} for side in (training, held)]
     assert not sides[0] & sides[1]
-    assert split(pictures, seed=5) == (training, held)
-    assert split(pictures, seed=6) != (training, held)
+    assert split(pictures, kinds, seed=5) == (training, held)
+    assert split(pictures, kinds, seed=6) != (training, held)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tokprune.canvas import canvas
 from tokprune.errors import RequestInvalid
-from tokprune.manifest import ScorerKind
+from tokprune.manifest import Metrics, Modality, ScorerKind
 from tokprune.selectors.baselines import mean_attention
 from tokprune_export import graphs, onnx
 from tokprune_export.scorers import (
@@ -149,10 +149,13 @@ def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() ->
 
 @pytest.mark.parametrize("kind", ["paper", "grid"])
 def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: Path) -> None:
-    scorer = Scorer(made(kind), kind, {"recall_at_25": 0.5, "samples": 7.0})
+    metrics = {"recall_at_25": 0.5, "samples": 7.0}
+    apart: dict[Modality, Metrics] = {"picture": metrics, "video": {"recall_at_25": 0.25}}
+    scorer = Scorer(made(kind), kind, ("picture", "video"), metrics, apart)
     save_scorer(tmp_path / "scorer.safetensors", scorer, HEADS, {"model": "demo"})
     again = load_scorer(tmp_path / "scorer.safetensors", HEADS)
-    assert (again.kind, again.metrics, again.trained) == (kind, scorer.metrics, True)
+    assert again[1:] == scorer[1:]
+    assert again.trained
     given = inputs((4, 5))
     with torch.no_grad():
         assert torch.equal(again.network(*given), scorer.network(*given))
@@ -160,7 +163,16 @@ def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: 
 
 def test_no_file_gives_the_mean_attention() -> None:
     scorer = load_scorer(None, HEADS)
-    assert (scorer.kind, scorer.metrics, scorer.trained) == ("attention", {}, False)
+    assert scorer[1:] == ("attention", (), {}, {})
+    assert not scorer.trained
+
+
+def test_files_from_before_there_were_videos_were_trained_on_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "scorer.safetensors"
+    save_file(made("grid").state_dict(), path, metadata=GOOD)
+    scorer = load_scorer(path, HEADS)
+    assert scorer.modalities == ("picture",)
+    assert scorer.metrics_by_modality == {}
 
 
 GOOD = {"format": "tokprune-scorer", "version": "1", "kind": "grid", "heads": "3", "metrics": "{}"}
@@ -174,7 +186,11 @@ GOOD = {"format": "tokprune-scorer", "version": "1", "kind": "grid", "heads": "3
         ({"heads": "8"}, "trained for 8 attention heads, the checkpoint's LLM has 3"),
         ({"kind": "gird"}, "unknown kind 'gird'"),
         ({"kind": "paper"}, "does not hold the weights of its kind: depthwise"),
-        ({"metrics": "[1]"}, "no readable `metrics`"),
+        ({"metrics": "[1]"}, "no readable metrics .* Expected `object`"),
+        ({"metrics": "["}, "no readable metrics"),
+        ({"modalities": "[]"}, "no readable metrics .* length >= 1 - at `\\$.modalities`"),
+        ({"modalities": '["sound"]'}, "Invalid enum value 'sound'"),
+        ({"metrics_by_modality": '{"sound": {}}'}, "Invalid enum value 'sound'"),
     ],
 )
 def test_wrong_metadata_is_an_error_that_says_what(

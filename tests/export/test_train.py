@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,14 +17,22 @@ from safetensors import safe_open
 
 from tokprune.canvas import canvas
 from tokprune.errors import RequestInvalid
+from tokprune.scenes import film_suite, write
 from tokprune_export import train
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.decoder import FirstLayer
 from tokprune_export.examples import Example, read_examples
 from tokprune_export.label_cache import Label, LabelCache
 from tokprune_export.labels import label_all, sample_name
+from tokprune_export.media import FrameFiles
 from tokprune_export.scorers import load_scorer
-from tokprune_export.teacher import Teacher, ask_all, fingerprint, greedy, open_teacher
+from tokprune_export.teacher import (
+    Teacher,
+    ask_all,
+    fingerprint,
+    greedy,
+    open_teacher,
+)
 from tokprune_export.train import TrainOptions
 
 pytestmark = pytest.mark.torch
@@ -130,6 +139,42 @@ def test_labels_are_kept_and_a_second_run_goes_on_from_them(
     check_files(tmp_path / "b.safetensors", tmp_path / "other.safetensors")
 
 
+def test_one_scorer_is_trained_on_pictures_and_videos(
+    checkpoint: Path, teacher: Teacher, data: Path, tmp_path: Path
+) -> None:
+    """The questions about pictures, and as many about videos, all answered as the model does."""
+    films = read_examples(write(tmp_path, film_suite("train", 12, grid=(4, 4), frames=4)))
+    asked = [replace(film, question=f"question {number}?") for film in films for number in range(3)]
+    lines = [
+        {**line, "image": str(data.parent / line["image"])}
+        for line in map(json.loads, data.read_text().splitlines())
+        if "image" in line and line["answer"] != WRONG
+    ]
+    for example, given in zip(asked, ask_all(teacher, asked), strict=True):
+        ids = greedy(teacher, given.prompt, given.vision, 12)
+        text = "" if ids is None else teacher.tokenizer.decode(ids.tolist())
+        (source,) = example.media
+        assert isinstance(source, FrameFiles)
+        frames = {"frames": list(map(str, source.paths)), "fps": source.fps}
+        if text.strip() and "\ufffd" not in text:
+            lines.append({**frames, "question": example.question, "answer": text})
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = tmp_path / "scorer.safetensors"
+    train.run(TrainOptions(str(checkpoint), mixed, target, epochs=1))
+    scorer = load_scorer(target, HEADS)
+    assert scorer.modalities == ("picture", "video")
+    apart = scorer.metrics_by_modality
+    assert set(apart) == {"picture", "video"}
+    assert sum(part["samples"] for part in apart.values()) == scorer.metrics["samples"]
+    for name in ("recall_at_50", "kl"):
+        parts = [part[name] * part["samples"] for part in apart.values()]
+        assert sum(parts) / scorer.metrics["samples"] == pytest.approx(scorer.metrics[name])
+    with safe_open(target, framework="pt") as file:
+        others = json.loads(file.metadata()["others_by_modality"])
+    assert set(others["attention"]) == {"picture", "video"}
+
+
 def test_an_interrupted_run_keeps_its_labels(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,8 +276,8 @@ GOOD = {"image": "0.png", "question": "what?", "answer": "this"}
         (json.dumps({**GOOD, "question": 3}), r"Expected `str`, got `int` - at `\$.question`"),
         (json.dumps({**GOOD, "question": " "}), '"question" is empty'),
         (json.dumps({**GOOD, "answer": ""}), '"answer" is empty'),
-        (json.dumps({**GOOD, "images": ["0.png"]}), 'give either "image"'),
-        (json.dumps({**GOOD, "image": None}), 'give either "image"'),
+        (json.dumps({**GOOD, "images": ["0.png"]}), 'give one of "image"'),
+        (json.dumps({**GOOD, "image": None}), 'give one of "image"'),
         (json.dumps({**GOOD, "image": None, "images": []}), '"images" is empty'),
         (json.dumps({**GOOD, "image": "none.png"}), "none.png: No such file"),
         (json.dumps({**GOOD, "image": "data.jsonl"}), "cannot identify image file"),

@@ -83,7 +83,7 @@ def test_inspect_tells_graphs_sizes_and_scorer(bundle: Path) -> None:
     assert json.loads(json.dumps(told)) == told
     assert told["graphs"]["llm.ort"]["serves"] == ["onnxruntime-cpu"]
     assert told["graphs"]["scorer"]["bytes"] == (bundle / "onnx/scorer.onnx").stat().st_size
-    assert told["scorer"]["kind"] == "attention"
+    assert (told["scorer"]["kind"], told["scorer"]["modalities"]) == ("attention", [])
     listed = [path for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json"]
     assert told["bytes"] == sum(path.stat().st_size for path in listed)
 

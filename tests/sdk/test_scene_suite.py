@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tokprune.errors import RequestInvalid
-from tokprune.scenes import GROUPS, suite, write
+from tokprune.scenes import GROUPS, film_suite, suite, write
 
 
 def test_a_suite_is_the_same_every_time():
@@ -105,3 +105,19 @@ def test_questions_about_one_scene_share_its_file(tmp_path):
              for scene in scenes}  # fmt: skip
     assert all(len(each) == 1 for each in names.values())
     assert len(set.union(*names.values())) == 3 == len(list((tmp_path / "pictures").iterdir()))
+
+
+def test_videos_are_written_beside_pictures(tmp_path):
+    films = list(film_suite("train", 2, grid=(4, 4), frames=4, questions=2))
+    pictures = list(suite("train", 1, tokens=64, groups=("exist",)))
+    write(tmp_path, [*films, *pictures])
+    lines = list(map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines()))
+    for line, sample in zip(lines, films, strict=False):
+        assert (line["question"], line["answer"], line["group"]) == (
+            sample.question, sample.answer, sample.group,
+        )  # fmt: skip
+        assert line["fps"] == sample.clip.fps
+        shown = [np.asarray(Image.open(tmp_path / name)) for name in line["frames"]]
+        np.testing.assert_array_equal(shown, sample.clip.frames)
+    assert set(lines[-1]) == {"image", "question", "answer", "group"}
+    assert len({tuple(line["frames"]) for line in lines[:-1]}) == 2 < len(films)

@@ -15,6 +15,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed (extra camera)")
 from video_files import edited, encoded, numbered, numbers, turned  # noqa: E402
 
 from tokprune import video_file  # noqa: E402
+from tokprune.pictures import load_picture  # noqa: E402
 
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "H.264 in MP4": ("mp4", "libx264", {}),
@@ -235,7 +236,21 @@ def test_pictures_of_one_size_make_a_clip(tmp_path: Path) -> None:
         PictureInvalid, match=r"Frame 2 of the video has 9 x 5 .* frame 0 has 9 x 6"
     ):
         clip_of([picture, picture, picture[:5]], fps=4.0)
+    with pytest.raises(PictureInvalid, match=r"Frame 1 .*second\.png'\), frame 0 has 9 x 5"):
+        clip_of([picture[:5], tmp_path / "second.png"], fps=4.0)
     with pytest.raises(PictureInvalid, match="one frame or more, got none"):
         clip_of([], fps=4.0)
     with pytest.raises(RequestInvalid, match=r"rate above 0, got 0\.0"):
         clip_of([picture], fps=0.0)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "avi", "mpegts", "flv", "mpeg"])
+def test_a_video_in_the_place_of_a_picture_says_what_to_do(container: str, tmp_path: Path) -> None:
+    codec = "mpeg1video" if container == "mpeg" else "libx264"
+    data = numbered(4, container=container, codec=codec, rate=25)
+    (tmp_path / "film.bin").write_bytes(data)
+    for source in (tmp_path / "film.bin", data):
+        with pytest.raises(
+            PictureInvalid, match=r"is a video, .*load_video\(FILE\).* --video FILE"
+        ):
+            load_picture(source)

@@ -1,12 +1,16 @@
-"""Drawn pictures with questions: demo data, and a suite that needs no download."""
+"""Drawn pictures and videos with questions: demo data, and suites that need no download."""
 
+from tokprune.scenes.data_file import write
 from tokprune.scenes.drawing import draw
+from tokprune.scenes.film_suite import FILM_GROUPS, FilmSample, film_suite
 from tokprune.scenes.questions import Question, ask, compare, describe, in_picture
 from tokprune.scenes.scene import Scene, Thing, make_scene
-from tokprune.scenes.suite import GROUPS, Sample, Split, make_companion, suite, write
+from tokprune.scenes.suite import GROUPS, Sample, Split, make_companion, suite
 
 __all__ = [
+    "FILM_GROUPS",
     "GROUPS",
+    "FilmSample",
     "Question",
     "Sample",
     "Scene",
@@ -16,6 +20,7 @@ __all__ = [
     "compare",
     "describe",
     "draw",
+    "film_suite",
     "in_picture",
     "make_companion",
     "make_scene",

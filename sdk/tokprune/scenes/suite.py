@@ -1,15 +1,11 @@
 """Held-out questions about drawn pictures, the same on every machine."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Literal
 
 from jaxtyping import UInt8
-from PIL import Image
 
 from tokprune.errors import RequestInvalid
 from tokprune.scenes.drawing import draw
@@ -86,12 +82,23 @@ def suite(
             )
 
 
+def grid_of(tokens: int) -> tuple[int, int]:
+    """Return rows and columns of a picture with so many vision tokens.
+
+    Raises:
+        RequestInvalid: no picture is drawn with so many.
+    """
+    if tokens not in GRIDS_OF:
+        sizes = ", ".join(map(str, GRIDS_OF))
+        raise RequestInvalid(f"No grid of {tokens} vision tokens. Known: {sizes}")
+    return GRIDS_OF[tokens]
+
+
 def _check(split: str, tokens: int | None, groups: Sequence[str]) -> None:
     if split not in SPLITS:
         raise RequestInvalid(f"Unknown split {split!r}. Known: {', '.join(SPLITS)}")
-    if tokens is not None and tokens not in GRIDS_OF:
-        sizes = ", ".join(map(str, GRIDS_OF))
-        raise RequestInvalid(f"No grid of {tokens} vision tokens. Known: {sizes}")
+    if tokens is not None:
+        grid_of(tokens)
     unknown = [group for group in groups if group not in GROUPS]
     if unknown or not groups:
         raise RequestInvalid(f"Unknown groups {unknown}. Known: {', '.join(GROUPS)}")
@@ -129,29 +136,3 @@ def make_companion(rng: Random, scene: Scene) -> Scene:
     """Another picture of the same size in which one or two of the things occur again."""
     count = min(len(scene.things), rng.randint(1, 2))
     return make_scene(rng, scene.rows, scene.columns, rng.sample(scene.things, count))
-
-
-def write(folder: Path, samples: Iterable[Sample]) -> Path:
-    """Write pictures as PNG and questions as `data.jsonl`, the input of tokprune-train.
-
-    A picture that several questions are about is written once: whoever splits the questions can
-    keep those of one picture together.
-    """
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    target = folder / "data.jsonl"
-    with target.open("w", encoding="utf-8") as lines:
-        for sample in samples:
-            names = [_write_picture(folder, picture) for picture in sample.pictures]
-            image = {"image": names[0]} if len(names) == 1 else {"images": names}
-            row = {**image, "question": sample.question, "answer": sample.answer}
-            lines.write(json.dumps({**row, "group": sample.group}) + "\n")
-    return target
-
-
-def _write_picture(folder: Path, picture: UInt8[Array, "h w 3"]) -> str:
-    """Write a picture under the hash of its pixels, and return its name relative to the folder."""
-    digest = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
-    name = f"pictures/{digest[:24]}.png"
-    if not (folder / name).exists():
-        Image.fromarray(picture).save(folder / name)
-    return name
