@@ -179,11 +179,9 @@ def _stock(tables: Tables) -> str:
 def _sizes(demo: Demo, model: nn.Module) -> dict[str, Any]:
     llm = demo.llm(model)
     text: Any = llm.layers[0].self_attn.config
-    [vision] = (
-        module.config
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in ("visual", "vision_tower", "tower")
-    )
+    named: dict[str, Any] = dict(model.named_modules())
+    towers = ("visual", "vision_tower", "tower")
+    [vision] = (m.config for name, m in named.items() if name.rpartition(".")[2] in towers)
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers
     heads = getattr(vision, "num_heads", None) or vision.num_attention_heads

@@ -123,3 +123,13 @@ def simplify(path: Path, processor: str) -> None:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["processor_class"] = processor
     write_json(path, config)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[str, int]:
+    """The ids of tokens."""
+    found: dict[str, int] = {}
+    for text in texts:
+        ids = tokenizer.convert_tokens_to_ids(text)
+        assert isinstance(ids, int)  # one token, one id
+        found[text] = ids
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from checkpoint import write_json
 from network import initialise
-from tokenizer import build_tokenizer, simplify
+from tokenizer import build_tokenizer, simplify, token_ids
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
@@ -67,7 +67,7 @@ def make(size: Size, seed: int) -> LlavaOnevisionForConditionalGeneration:
     """A model with initial weights that learn fast; the patch embedding comes later."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(SPECIAL, TEMPLATE)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    ids = token_ids(tokenizer, SPECIAL)
     config = LlavaOnevisionConfig(
         text_config={
             "model_type": "qwen2",
@@ -103,6 +103,10 @@ def make(size: Size, seed: int) -> LlavaOnevisionForConditionalGeneration:
     return model
 
 
+def _text(model: Any) -> Any:
+    return model.config.text_config
+
+
 def _tower(model: Any) -> Any:
     return model.model.vision_tower.base_model
 
@@ -119,7 +123,7 @@ def save(folder: Path, model: LlavaOnevisionForConditionalGeneration) -> None:
     fresh = LlavaOnevisionForConditionalGeneration(model.config)
     fresh.load_state_dict(model.state_dict())
     fresh.generation_config.do_sample = False
-    fresh.generation_config.eos_token_id = model.config.text_config.eos_token_id
+    fresh.generation_config.eos_token_id = _text(model).eos_token_id
     torch.nn.Module.to(fresh, torch.bfloat16)
     fresh.save_pretrained(folder)
     build_tokenizer(SPECIAL, TEMPLATE).save_pretrained(folder)

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from attention import attend, turn
 from checkpoint import write_json
 from network import initialise
-from tokenizer import SPECIAL, TEMPLATE, build_tokenizer, simplify
+from tokenizer import SPECIAL, TEMPLATE, build_tokenizer, simplify, token_ids
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -52,12 +52,7 @@ PLAN = Plan(
 def make_config(size: Size) -> Qwen2VLConfig:
     """The configuration; the vocabulary is rounded up to a multiple of 16."""
     tokenizer = build_tokenizer(SPECIAL, TEMPLATE)
-
-    def token(text: str) -> int:
-        ids = tokenizer.convert_tokens_to_ids(text)
-        assert isinstance(ids, int)  # one token, one id
-        return ids
-
+    ids = token_ids(tokenizer, SPECIAL)
     head = size.hidden // 4
     sections = [head // 8, head * 3 // 16, head * 3 // 16]  # of half a head: time, height, width
     return Qwen2VLConfig(
@@ -77,9 +72,9 @@ def make_config(size: Size) -> Qwen2VLConfig:
                 "rope_theta": 5.0,
                 "mrope_section": sections,
             },
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
         },
         vision_config={
             "depth": size.vision_layers,
@@ -91,10 +86,10 @@ def make_config(size: Size) -> Qwen2VLConfig:
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=False,
     )
 
