@@ -102,9 +102,26 @@ def demo_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bundle(demo_checkpoint: Path) -> Path:
-    """The demo checkpoint, exported with its scorer. Kept in build/ until something changes."""
-    scorer = demo_checkpoint / "scorer.safetensors"
-    inputs = sorted(path for path in demo_checkpoint.iterdir() if path.is_file())
+    """The demo Qwen2-VL, exported with its scorer. Kept in build/ until something changes."""
+    return bundle_of(demo_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def demo_bundles(demo_bundle: Path) -> Callable[[str], Path]:
+    """The same of any family."""
+
+    def find(family: str) -> Path:
+        if family == "qwen2_vl":
+            return demo_bundle
+        return bundle_of(ROOT / "samples" / "scenes" / "checkpoints" / family)
+
+    return find
+
+
+def bundle_of(checkpoint: Path) -> Path:
+    """Export a checkpoint with its scorer, unless it was."""
+    scorer = checkpoint / "scorer.safetensors"
+    inputs = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for pattern in WRITERS:
         inputs += sorted(ROOT.glob(pattern))
     digest = hashlib.sha256()
@@ -113,7 +130,7 @@ def demo_bundle(demo_checkpoint: Path) -> Path:
     bundle = ROOT / "build" / "tests" / f"demo-{digest.hexdigest()[:16]}"
     if not bundle.exists():
         options = ["--scorer", str(scorer)] if scorer.exists() else []
-        export_bundle(demo_checkpoint, bundle, *options)
+        export_bundle(checkpoint, bundle, *options)
     return bundle
 
 

@@ -29,7 +29,7 @@ def film_suite(
     split: Split,
     films: int,
     *,
-    grid: tuple[int, int] = (8, 8),
+    grid: tuple[int, int] = (6, 6),
     frames: int = 8,
     questions: int = 1,
     groups: Sequence[str] = FILM_GROUPS,

@@ -28,8 +28,8 @@ GRIDS = (
     (12, 16),
     (16, 13),
 )
-GRIDS_OF = {64: (8, 8), 96: (8, 12), 100: (10, 10), 144: (12, 12), 196: (14, 14), 256: (16, 16),
-            400: (20, 20)}  # fmt: skip
+GRIDS_OF = {36: (6, 6), 64: (8, 8), 96: (8, 12), 100: (10, 10), 144: (12, 12), 196: (14, 14),
+            256: (16, 16), 400: (20, 20)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def suite(
     Args:
         split: "train", "dev" or "test"; they share no scene.
         scenes: how many.
-        tokens: vision tokens of a picture; None mixes 64 to 208. A `compare` question shows two
-            pictures that together have about as many.
+        tokens: cells of 28 x 28 pixels of a picture, which are Qwen2-VL's vision tokens; None
+            mixes 64 to 208. A `compare` question shows two pictures that together have about as
+            many.
         questions: how many a scene; fewer where a scene allows no more.
         groups: types of question.
 
