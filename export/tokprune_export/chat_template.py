@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from tokprune.families import FAMILIES
 from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Piece, Tokens
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.types import MediumKind, Prepared, Region
-from tokprune_export.checkpoint import quiet_transformers
+from tokprune_export.checkpoint import open_processor, quiet_transformers
 from tokprune_export.errors import ExportRefused
 
 USER, AGAIN, ANSWER, SYSTEM = "Qmarkerone", "Qmarkertwo", "Amarker", "Smarker"
@@ -105,9 +104,10 @@ def verify_chat(folder: Path, template: Template, chat: Chat, tokens: Tokens, fa
     """Send conversations both ways and return how many.
 
     Raises:
-        ExportRefused: ids differ, with the first conversation where they do.
+        ExportRefused: ids differ, with the first conversation where they do; or the settings of the
+            processors are none that the family follows.
     """
-    tokenizer, processor = open_tokenizer(folder), FAMILIES[family].open(folder)
+    tokenizer, processor = open_tokenizer(folder), open_processor(family, folder)
     conversations = _conversations(
         systems=chat.head_system is not None, videos=chat.video is not None
     )

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokprune.errors import unknown
-from tokprune.families import FAMILIES
+from tokprune.families import FAMILIES, Processor
 from tokprune_export import vila_checkpoint
 from tokprune_export.errors import ExportRefused
 from tokprune_export.layouts import Config, Layout, read_json
@@ -181,8 +180,9 @@ def _checked(folder: Path, name: str, revision: str | None) -> Checkpoint:
     layout = _layout(folder)
     check_config(layout.config(folder), folder)
     for file in layout.files:
-        if not (folder / file).is_file():
-            raise ExportRefused(f"{folder} has no {file}: get the whole checkpoint")
+        names = (file,) if isinstance(file, str) else file
+        if not any((folder / each).is_file() for each in names):
+            raise ExportRefused(f"{folder} has no {' or '.join(names)}: get the whole checkpoint")
     found = {
         f"{part}.{weight}" if part else weight: shape
         for part in layout.parts
@@ -199,7 +199,10 @@ def _layout(folder: Path) -> Layout:
     config = read_json(path, "MODEL is a folder with a checkpoint")
     model_type, names = str(config.get("model_type")), config.get("architectures") or []
     if model_type not in LAYOUTS:
-        raise ExportRefused(f"{path}: {unknown('model_type', model_type, list(LAYOUTS))}")
+        raise ExportRefused(
+            f"{path} has model_type {model_type!r}, which cannot be exported. Can be exported: "
+            f"{', '.join(sorted(LAYOUTS))}"
+        )
     layout = LAYOUTS[model_type]
     if layout.architecture is not None and layout.architecture not in names:
         raise ExportRefused(
@@ -217,6 +220,18 @@ def _texts(layout: Layout, folder: Path, name: str) -> Path:
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     layout.write_texts(folder, name, made)
     return made
+
+
+def open_processor(family: str, folder: Path) -> Processor:
+    """Open the numpy half of a family.
+
+    Raises:
+        ExportRefused: the processors' settings are missing, or none that it follows.
+    """
+    try:
+        return FAMILIES[family].open(folder)
+    except ValueError as error:  # msgspec's errors are such
+        raise ExportRefused(f"{folder}: {error}") from None
 
 
 def check_config(config: Config, where: Path | str) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from tokprune.families.processor_files import PICTURES, TOGETHER
 from tokprune_export.errors import ExportRefused
 
 Config: TypeAlias = Mapping[str, Any]  # a parsed config.json
 
-HF_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+HF_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", (PICTURES, TOGETHER))
 WHOLE = "get the whole checkpoint"
 
 
@@ -42,7 +43,7 @@ class Layout:
 
     family: str
     architecture: str | None = None  # that config.json must name, where model_type is not unique
-    files: tuple[str, ...] = HF_FILES  # that must be there, beside weights
+    files: tuple[str | tuple[str, ...], ...] = HF_FILES  # that must be there, or one of several
     parts: tuple[str, ...] = ("",)  # folders with weights, below the checkpoint's
     config: Callable[[Path], Config] = own_config  # as HF would nest it: text_config, vision_config
     # Writes the text files of HF's format, given the checkpoint's folder, its name and an empty

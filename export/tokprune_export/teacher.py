@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from tokprune.families import FAMILIES as PROCESSORS
 from tokprune.families import Processor
 from tokprune.files import sha256_file
 from tokprune.loading import open_tokenizer
@@ -19,7 +18,7 @@ from tokprune.manifest import Chat, Tokens
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 from tokprune.types import Prepared, Prompt, VisionTokens
 from tokprune_export.chat_template import Template, compile_chat
-from tokprune_export.checkpoint import Checkpoint
+from tokprune_export.checkpoint import Checkpoint, open_processor
 from tokprune_export.decoder import TextModel
 from tokprune_export.errors import placed
 from tokprune_export.examples import Example
@@ -56,12 +55,13 @@ def open_teacher(checkpoint: Checkpoint, device: torch.device) -> Teacher:
     """Load a checkpoint with frozen weights in float32."""
     family = FAMILIES[checkpoint.family]
     family.check(checkpoint.config)
+    processor = open_processor(checkpoint.family, checkpoint.texts)
     model = family.load(checkpoint.folder, None).to(device)
     chat = compile_chat(checkpoint.texts, Template(checkpoint.texts))
     return Teacher(
         text=family.text(model),
         encoder=family.vision(model).module.to(device),
-        processor=PROCESSORS[checkpoint.family].open(checkpoint.texts),
+        processor=processor,
         tokenizer=open_tokenizer(checkpoint.texts),
         chat=chat,
         tokens=tokens(checkpoint, chat),

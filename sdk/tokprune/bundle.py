@@ -36,6 +36,7 @@ from tokprune import manifest as manifests
 from tokprune.containment import check_name, listing, opened_file, opened_folder, read_small
 from tokprune.contents import EMBEDDINGS, check_contents, unlisted
 from tokprune.errors import BundleInvalid
+from tokprune.families.processor_files import PICTURES, TOGETHER, VIDEOS
 from tokprune.files import sha256_descriptor
 from tokprune.interfaces import check_interface, graph_specs
 from tokprune.manifest import SCHEMA_VERSION, File, Manifest
@@ -44,8 +45,9 @@ from tokprune.types import Array
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 DEVICE_FOLDER = "device/"  # what this device made of the bundle; not the exporter's, not hashed
-_READ_IF_THERE = ("video_preprocessor_config.json", "processor_config.json")  # by families
-_NEEDED = (EMBEDDINGS, "config.json", "preprocessor_config.json", "tokenizer.json")
+_SETTINGS = (PICTURES, TOGETHER)  # one is needed
+_READ_IF_THERE = (*_SETTINGS, VIDEOS)  # by families
+_NEEDED = (EMBEDDINGS, "config.json", "tokenizer.json")
 _MANIFEST_BYTES = 16 << 20
 _AGAIN = "Copy or export the bundle again; `tokprune verify` shows every file."
 
@@ -186,6 +188,8 @@ def _read_manifest(root: int) -> Manifest:
     for name in (*_NEEDED, *graphs):
         if name not in manifest.files:
             raise unlisted(name)
+    if not any(name in manifest.files for name in _SETTINGS):
+        raise unlisted(_SETTINGS[0])
     for name in _READ_IF_THERE:
         if name not in manifest.files and _is_there(root, name):
             raise unlisted(name)

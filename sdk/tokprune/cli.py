@@ -60,7 +60,7 @@ class Ask:
     """Equal seeds draw equal answers."""
     overlay: Path | None = None
     """Write a picture of the kept patches here (PNG); several are numbered. Of a video, a sheet of
-    its frames; where the model takes frames in pairs (Qwen2-VL), the first of each pair."""
+    its frames; where the model takes frames in pairs (Qwen), the first of each pair."""
     json: bool = False
     """Print one JSON object instead of text."""
     backend: Backend = "cpu"

@@ -22,7 +22,7 @@ def overlay(medium: Medium, answer: Answer, *, picture: int = 0) -> UInt8[Array,
     """Draw the kept patches: the rest dimmed, the most relevant tinted orange.
 
     A video gives a contact sheet, in rows from left to right. Where the vision encoder takes
-    several frames at once (Qwen2-VL: two), the first of them is shown. Where a picture is encoded
+    several frames at once (Qwen: two), the first of them is shown. Where a picture is encoded
     at several scales, the finest grid is drawn.
 
     Args:

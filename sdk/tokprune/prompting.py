@@ -106,7 +106,7 @@ def build_prompt(
                 slots += range(len(ids), len(ids) + count)
                 ids += [item.token] * count
                 words += [False] * count
-                spans.append(Span(count, shown.regions))
+                spans.append(Span(count, shown.regions, shown.step_s))
             elif isinstance(item, int):
                 _append(spans, ids, words, [item], [False])
     positions, next_position = processor.positions(spans)

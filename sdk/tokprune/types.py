@@ -65,6 +65,7 @@ class Prepared:
     where: Int32[Array, "n 7"]  # pictures and videos counted together within the prompt
     regions: tuple[Region, ...]
     size_hw: tuple[int, int]  # pixels of the picture or frame as given
+    step_s: float = 0.0  # of a video: seconds from one frame of `where` to the next
 
 
 @dataclass(frozen=True)

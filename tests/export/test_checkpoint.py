@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tokprune_export.checkpoint import Checkpoint, open_checkpoint
+from tokprune_export.checkpoint import Checkpoint, open_checkpoint, open_processor
 from tokprune_export.errors import ExportRefused
 
 CONFIG: dict[str, Any] = {
@@ -77,6 +77,18 @@ def test_only_text_goes_into_the_bundle(tmp_path: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+
+
+def test_settings_of_all_processors_may_be_in_one_file(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (folder / "preprocessor_config.json").rename(folder / "processor_config.json")
+    names = [path.name for path in open_checkpoint(str(folder)).text_files]
+    assert "processor_config.json" in names
+    with pytest.raises(ExportRefused, match=r"nor image_processor in processor_config\.json"):
+        open_processor("qwen2_vl", folder)
+    settings = {"image_processor": {}, "video_processor": {}}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    open_processor("qwen2_vl", folder)
 
 
 PARTS = {
@@ -184,12 +196,16 @@ def rewrite(folder: Path, name: str, change: str | bytes | None) -> None:
         (
             "config.json",
             '{"model_type": "qwen2_vlm"}',
-            r"Did you mean 'qwen2_vl'\? Known: llava_llama, llava_onevision, qwen2_vl",
+            r"has model_type 'qwen2_vlm', which cannot be .* exported: llava_llama, llava_",
         ),
         ("config.json", '{"model_type": "qwen2_vl"}', r"lacks hidden_size, max_position"),
-        ("config.json", "{}", r"Unknown model_type 'None'\. Known:"),
+        ("config.json", "{}", r"has model_type 'None', which cannot be"),
         ("tokenizer.json", None, r"has no tokenizer\.json: get the whole checkpoint"),
-        ("preprocessor_config.json", None, r"has no preprocessor_config\.json"),
+        (
+            "preprocessor_config.json",
+            None,
+            r"has no preprocessor_config\.json or processor_config\.json: get the whole",
+        ),
         ("model.safetensors", None, r"has no model\.safetensors: get the weights in safetensors"),
         ("model.safetensors", safetensors(SHAPES)[:-1], r"has 1\d+ bytes and should have 1\d+"),
         ("model.safetensors", b"", r"is no safetensors file, or is damaged"),

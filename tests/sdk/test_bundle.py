@@ -220,6 +220,16 @@ def test_a_needed_file_without_a_hash_is_refused(bundle: Path, name: str) -> Non
     refused(bundle, "unlisted", match=name)
 
 
+def test_settings_may_all_be_in_processor_config(bundle: Path) -> None:
+    (bundle / "preprocessor_config.json").rename(bundle / "processor_config.json")
+    refused(bundle, "unlisted", match="processor_config.json")
+    small_bundle.seal(bundle)
+    assert "processor_config.json" in open_bundle(bundle).manifest.files
+    (bundle / "processor_config.json").unlink()
+    small_bundle.seal(bundle)
+    refused(bundle, "unlisted", match="'preprocessor_config.json'")
+
+
 @pytest.mark.parametrize("name", ["video_preprocessor_config.json", "processor_config.json"])
 def test_settings_that_nobody_listed_are_refused(bundle: Path, name: str) -> None:
     (bundle / name).write_text("{}")

@@ -45,6 +45,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def processor(folder: Path) -> Processor:
+    return open_llava(folder)
+
+
+def open_llava(folder: Path) -> Processor:
     return FAMILIES["llava_onevision"].open(folder)
 
 
@@ -240,6 +244,25 @@ def test_a_checkpoint_without_video_settings_shows_frames_as_pictures(folder: Pa
     (folder / "video_preprocessor_config.json").unlink()
     (film,) = FAMILIES["llava_onevision"].open(folder).prepare([Clip(noise(1, 30, 30), 1.0)])
     assert len(tiles(film)) == 1
+
+
+def test_settings_together_in_one_file_win_and_suffice(folder: Path) -> None:
+    """As in transformers; older files of that name hold other things."""
+    film, picture = Clip(noise(1, 30, 30), 1.0), noise(30, 30)
+    together = folder / "processor_config.json"
+    together.write_text('{"num_image_tokens": 49, "video_processor": null}')
+    before = [tiles(each) for each in open_llava(folder).prepare([picture, film])]
+    stills = json.loads((folder / "preprocessor_config.json").read_text())
+    parts = {"image_processor": {**stills, "rescale_factor": 0.5}, "video_processor": SETTINGS}
+    together.write_text(json.dumps(parts))
+    for path in folder.glob("*preprocessor_config.json"):
+        path.unlink()
+    after = [tiles(each) for each in open_llava(folder).prepare([picture, film])]
+    assert np.abs(after[0]).max() > 10 * np.abs(before[0]).max()
+    assert (after[1] == before[1]).all()
+    together.write_text(json.dumps({"image_processor": stills}))
+    with pytest.raises(ValueError, match=r"nor video_processor in processor_config\.json"):
+        open_llava(folder)
 
 
 @pytest.mark.parametrize(

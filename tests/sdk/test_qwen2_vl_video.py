@@ -37,6 +37,12 @@ PLACES = {
             "video_processor": {"size": LARGE},
         },
     },
+    "processor_config.json alone": {
+        "processor_config.json": {
+            "image_processor": {"size": SMALL},
+            "video_processor": {"size": LARGE},
+        },
+    },
     "processor_config.json without that part": {
         "preprocessor_config.json": {"size": SMALL},
         "processor_config.json": {"processor_class": "Qwen2VLProcessor"},

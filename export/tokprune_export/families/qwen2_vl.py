@@ -3,31 +3,22 @@
 Follows transformers' Qwen2VisionTransformerPretrainedModel (5.23).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from tokprune.families import Span
-from tokprune.families.qwen2_vl import from_patches, patch_positions
-from tokprune.types import Prepared, Region
+from tokprune.families.qwen2_vl import patch_positions
 from tokprune_export.checkpoint import load_module
 from tokprune_export.decoder import Linear, TextModel, frozen, rotate
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
+from tokprune_export.families.mrope_trials import TOKEN_IDS, Clip, make_trials
 from tokprune_export.families.text_settings import check_text
 from tokprune_export.onnx import Input, Output, Source
-
-TOKEN_IDS = (
-    "image_token_id",
-    "video_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-)
 
 
 def check(config: Config) -> None:
@@ -82,6 +73,15 @@ class Block(nn.Module):
         return x + self.down(self.activation(self.up(self.mlp_norm(x))))
 
 
+def patch_rotation(
+    positions: Int64[Tensor, "p 2"], inverse_frequencies: Float[Tensor, " r"]
+) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of each patch's row and column, for all frames and heads."""
+    angles = (positions[..., None].float() * inverse_frequencies).flatten(1)
+    angles = torch.cat((angles, angles), dim=-1)[None, :, None]
+    return angles.cos(), angles.sin()
+
+
 class VisionEncoder(nn.Module):
     """Frames of one size to vision tokens. Positions are inputs, so any grid will do."""
 
@@ -100,9 +100,7 @@ class VisionEncoder(nn.Module):
         self, pixel_values: Float[Tensor, "f p c"], positions: Int64[Tensor, "p 2"]
     ) -> Float[Tensor, "f q d"]:
         """Encode each frame by itself."""
-        angles = (positions[..., None].float() * self.inverse_frequencies).flatten(1)
-        angles = torch.cat((angles, angles), dim=-1)[None, :, None]
-        rotation = (angles.cos(), angles.sin())
+        rotation = patch_rotation(positions, self.inverse_frequencies)
         x = pixel_values @ self.patch
         for block in self.blocks:
             x = block(x, rotation)
@@ -128,14 +126,6 @@ def vision(model: Any) -> Source:
     )
 
 
-class Clip(NamedTuple):
-    """A picture (1 temporal patch) or a video (more), its size counted in vision tokens."""
-
-    frames: int
-    rows: int
-    columns: int
-
-
 TRIALS: dict[str, tuple[Clip, ...]] = {
     "1x1": (Clip(1, 1, 1),),
     "8x3": (Clip(1, 8, 3),),
@@ -148,82 +138,7 @@ TRIALS: dict[str, tuple[Clip, ...]] = {
 
 def trials(model: Any) -> Iterator[Trial]:
     """Yield prompts of sizes that were not traced."""
-    for seed, (name, clips) in enumerate(TRIALS.items()):
-        yield _trial(model, name, clips, torch.Generator().manual_seed(seed))
-
-
-def _trial(model: Any, name: str, clips: Sequence[Clip], random: torch.Generator) -> Trial:
-    config, merge = model.config, model.config.vision_config.spatial_merge_size
-    video = clips[0].frames > 1
-    words = _words(config, random, len(clips))
-    ids, kinds, spans = [*next(words)], [], [Span(0)]
-    for index, clip in enumerate(clips):
-        count = clip.frames * clip.rows * clip.columns
-        ids += [config.vision_start_token_id]
-        kinds += [0] * (len(ids) - len(kinds))
-        spans.append(Span(len(ids) - sum(span.length for span in spans)))
-        ids += [config.video_token_id if video else config.image_token_id] * count
-        kinds += [2 if video else 1] * count
-        regions = (Region(index, f, 0, clip.rows, clip.columns) for f in range(clip.frames))
-        spans.append(Span(count, tuple(regions)))
-        ids += [config.vision_end_token_id, *next(words)]
-    kinds += [0] * (len(ids) - len(kinds))
-    spans.append(Span(len(ids) - sum(span.length for span in spans)))
-    media = tuple(_random(model, index, clip, random) for index, clip in enumerate(clips))
-    inputs = _hf_inputs(ids, kinds, clips, media, merge, video=video)
-    grids = {key: inputs[key] for key in inputs if key.endswith("_grid_thw")}
-    positions, delta = model.model.get_rope_index(
-        inputs["input_ids"], inputs["mm_token_type_ids"], **grids
-    )
-    return Trial(
-        name=name,
-        ids=inputs["input_ids"][0],
-        slots=torch.tensor(kinds).nonzero()[:, 0],
-        spans=tuple(span for span in spans if span.length),
-        positions=positions,
-        next_position=len(ids) + int(delta),
-        media=media,
-        inputs=inputs,
-    )
-
-
-def _words(config: Any, random: torch.Generator, clips: int) -> Iterator[list[int]]:
-    """Yield random text: before the first clip, and after each one."""
-    special = {getattr(config, name) for name in TOKEN_IDS}
-    plain = torch.tensor([i for i in range(config.text_config.vocab_size) if i not in special])
-    for length in (4, *[3] * (clips - 1), 11):
-        yield plain[torch.randint(len(plain), (length,), generator=random)].tolist()
-
-
-def _random(model: Any, index: int, clip: Clip, random: torch.Generator) -> Prepared:
-    merge = model.config.vision_config.spatial_merge_size
-    channels = model.model.visual.patch_embed.proj.weight[0].numel()
-    patches = clip.rows * clip.columns * merge**2
-    pixels = torch.randn(clip.frames, patches, channels, generator=random).numpy()
-    kind = "video" if clip.frames > 1 else "picture"
-    grid = (clip.rows, clip.columns)
-    return from_patches(kind, index, pixels, grid, merge, size_hw=(1, 1))
-
-
-def _hf_inputs(
-    ids: list[int],
-    kinds: list[int],
-    clips: Sequence[Clip],
-    media: Sequence[Prepared],
-    merge: int,
-    *,
-    video: bool,
-) -> dict[str, Tensor]:
-    patches = [shown.calls[0]["pixel_values"] for shown in media]
-    pixels = np.concatenate([each.reshape(-1, each.shape[-1]) for each in patches])
-    grids = torch.tensor([(c.frames, c.rows * merge, c.columns * merge) for c in clips])
-    return {
-        "input_ids": torch.tensor([ids]),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
-        "mm_token_type_ids": torch.tensor([kinds], dtype=torch.int32),
-        "pixel_values_videos" if video else "pixel_values": torch.from_numpy(pixels),
-        "video_grid_thw" if video else "image_grid_thw": grids,
-    }
+    return make_trials(model, TRIALS, lambda shown: shown, timed=False)
 
 
 def encode(model: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:

@@ -17,6 +17,7 @@ class Span(NamedTuple):
 
     length: int
     regions: tuple[Region, ...] = ()
+    step_s: float = 0.0  # of a video: seconds from one frame of `regions` to the next
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,4 @@ class Processor:
 class Family:
     """The torch-free half of a family. `tokprune_export.families` has the other half."""
 
-    open: Callable[[Path], Processor]  # the folder with config.json, preprocessor_config.json
+    open: Callable[[Path], Processor]  # the folder with config.json and HF's settings

@@ -8,6 +8,7 @@ for the only one of a prompt.)
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image as Pillow
 from tokprune.families import anyres
 from tokprune.families.anyres import Hw, Layout, Tiler
 from tokprune.families.family import Family, Positions, Processor, Span
+from tokprune.families.processor_files import Found, picture_settings, video_settings
 from tokprune.types import Array, Clip, Image, Media, MediumKind, Prepared
 
 TILES_A_CALL = 4  # in an encoder of the published size, the attention map of one takes 34 MB
@@ -32,7 +34,7 @@ class _Size(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What preprocessor_config.json says; defaults are those of the HF class."""
+    """What the files say of pictures or videos; defaults are those of the HF class."""
 
     size: _Size = _Size(384, 384)
     image_grid_pinpoints: tuple[Hw, ...] = PINPOINTS
@@ -82,23 +84,22 @@ def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
     config = msgspec.json.decode((folder / "config.json").read_bytes(), type=TileSettings)
     tiler = config.tiler()
-    stills = _settings(folder / "preprocessor_config.json", tiler)
-    film_file = folder / "video_preprocessor_config.json"  # older checkpoints lack it
-    films = _settings(film_file, tiler) if film_file.is_file() else stills
+    found = picture_settings(folder)
+    stills, films = _settings(found, tiler), _settings(video_settings(folder), tiler)
     if stills.image_grid_pinpoints != tiler.pinpoints:
-        raise ValueError("config.json and preprocessor_config.json differ in image_grid_pinpoints")
+        raise ValueError(f"config.json and {found.file} differ in image_grid_pinpoints")
     return Processor(prepare=partial(prepare, tiler, stills, films), positions=positions)
 
 
-def _settings(path: Path, tiler: Tiler) -> Settings:
-    settings = msgspec.json.decode(path.read_bytes(), type=Settings)
+def _settings(found: Found, tiler: Tiler) -> Settings:
+    settings = msgspec.json.decode(found.json, type=Settings)
     if not (settings.do_resize and settings.do_rescale and settings.do_normalize):
-        raise ValueError(f"{path.name} switches off resize, rescale or normalise")
+        raise ValueError(f"{found.file} switches off resize, rescale or normalise")
     if settings.do_center_crop:
-        raise ValueError(f"{path.name} switches on centre crop, which LLaVA-OneVision has not")
+        raise ValueError(f"{found.file} switches on centre crop, which LLaVA-OneVision has not")
     size = settings.size
     if {size.shortest_edge or size.height, size.shortest_edge or size.width} != {tiler.tile_px}:
-        raise ValueError(f"{path.name}: {size}, but the vision encoder takes {tiler.tile_px} px")
+        raise ValueError(f"{found.file}: {size}, but the vision encoder takes {tiler.tile_px} px")
     return settings
 
 
@@ -125,7 +126,8 @@ def _film(tiler: Tiler, settings: Settings, index: int, clip: Clip) -> Prepared:
     tile = Hw(tiler.tile_px, tiler.tile_px)
     tiles = np.stack([_resized(settings, frame, tile) for frame in clip.frames])
     layout = anyres.film(tiler, index, count)
-    return from_tiles("video", pixels(settings, tiles), layout, Hw(height, width))
+    shown = from_tiles("video", pixels(settings, tiles), layout, Hw(height, width))
+    return replace(shown, step_s=1 / clip.fps)
 
 
 def cut(tiler: Tiler, settings: Settings, image: Image) -> UInt8[Array, "t px px 3"]:

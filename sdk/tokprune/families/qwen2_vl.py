@@ -4,7 +4,8 @@ Follows transformers' Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor and
 Qwen2VLModel.get_rope_index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import ceil, floor, sqrt
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image as Pillow
 
 from tokprune.errors import PictureInvalid
 from tokprune.families.family import Family, Positions, Processor, Span
+from tokprune.families.processor_files import Found, picture_settings, video_settings
 from tokprune.types import (
     COLUMN,
     FRAME,
@@ -95,30 +97,17 @@ class FilmSettings(Settings, frozen=True):
 
 def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
-    files = ("video_preprocessor_config.json", "preprocessor_config.json")
-    stills = _settings(folder, "image_processor", files[1:], Settings)
-    films = _settings(folder, "video_processor", files, FilmSettings)
+    stills = _settings(picture_settings(folder), Settings)
+    films = _settings(video_settings(folder), FilmSettings)
     return Processor(prepare=partial(prepare, stills, films), positions=positions)
 
 
-def _settings(folder: Path, part: str, files: Sequence[str], kind: type[Settings]) -> Settings:
-    """Read the first of the places where transformers looks for a processor's settings.
-
-    Follows get_image_processor_dict and get_video_processor_dict of transformers: a part of
-    processor_config.json, else a file; a video processor takes the pictures' file as its last.
-    """
-    together = folder / "processor_config.json"
-    parts: dict[str, msgspec.Raw] = {}
-    if together.is_file():  # older checkpoints have other things in it, or lack it
-        parts = msgspec.json.decode(together.read_bytes(), type=dict[str, msgspec.Raw])
-    found = [folder / name for name in files if (folder / name).is_file()]
-    where = together if part in parts else (found or [folder / files[-1]])[0]
-    raw = parts[part] if part in parts else where.read_bytes()
-    settings = msgspec.json.decode(raw, type=kind)
+def _settings(found: Found, kind: type[Settings]) -> Settings:
+    settings = msgspec.json.decode(found.json, type=kind)
     if not (settings.do_resize and settings.do_rescale and settings.do_normalize):
-        raise ValueError(f"{where.name} switches off resize, rescale or normalise")
+        raise ValueError(f"{found.file} switches off resize, rescale or normalise")
     if not all(settings.pixel_range):
-        raise ValueError(f"{where.name} gives a size without shortest_edge and longest_edge")
+        raise ValueError(f"{found.file} gives a size without shortest_edge and longest_edge")
     return settings
 
 
@@ -126,8 +115,8 @@ def resized_hw(settings: Settings, height: int, width: int, *, frames: int = 1) 
     """Return the size that is a multiple of a vision token and within the pixel range."""
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise PictureInvalid(
-            f"The picture is {width} x {height} pixels; Qwen2-VL takes an aspect ratio of at most "
-            f"{MAX_ASPECT}: cut it into parts"
+            f"The picture is {width} x {height} pixels; Qwen's models take an aspect ratio of at "
+            f"most {MAX_ASPECT}: cut it into parts"
         )
     unit = settings.unit_px
     low, high = settings.pixel_range
@@ -207,7 +196,8 @@ def _film(settings: Settings, index: int, clip: Clip) -> Prepared:
     target = resized_hw(settings, height, width, frames=count)
     patches = patchify(settings, [pixels(settings, frame, target) for frame in clip.frames])
     grid = (target[0] // settings.unit_px, target[1] // settings.unit_px)
-    return from_patches("video", index, patches, grid, settings.merge_size, (height, width))
+    shown = from_patches("video", index, patches, grid, settings.merge_size, (height, width))
+    return replace(shown, step_s=settings.temporal_patch_size / clip.fps)
 
 
 def from_patches(
@@ -240,11 +230,23 @@ def _pack(outputs: list[Array]) -> Array:
     return np.reshape(tokens, (-1, tokens.shape[-1]))
 
 
-def positions(spans: Sequence[Span]) -> tuple[Positions, int]:
+def frame_number(span: Span, region: Region) -> int:
+    """Return the place of a frame on the time axis."""
+    del span
+    return region.frame
+
+
+def positions(
+    spans: Sequence[Span], time: Callable[[Span, Region], int] = frame_number
+) -> tuple[Positions, int]:
     """M-RoPE ids [3, s] (time, row, column), and the id of the first answer token.
 
     Text after a picture starts at the picture's start + max(rows, columns), as transformers >= 5.23
     has it; the answer starts at the largest id + 1.
+
+    Args:
+        spans: text, pictures and videos, in their order.
+        time: of a frame, counted from the start of its picture or video.
     """
     parts: list[Array] = []
     start = 0
@@ -255,7 +257,7 @@ def positions(spans: Sequence[Span]) -> tuple[Positions, int]:
             continue
         for region in span.regions:
             row, column = np.divmod(np.arange(region.rows * region.columns), region.columns)
-            parts.append(np.stack([np.full_like(row, region.frame), row, column]) + start)
+            parts.append(np.stack([np.full_like(row, time(span, region)), row, column]) + start)
         start += max(max(region.rows, region.columns) for region in span.regions)
     joined = np.concatenate(parts, axis=1).astype(np.int64)
     return joined, int(joined.max()) + 1
