@@ -19,7 +19,7 @@ def test_the_demo_asks_at_three_budgets_and_draws_what_was_kept(
     command = [sys.executable, str(program), str(demo_bundle), str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for kept in ("196/196", "98/196", "49/196", "256/256", "128/256", "64/256"):
+    for kept in ("196/196", "98/196", "49/196", "144/144", "72/144", "36/144"):
         assert kept in result.stdout
     assert result.stdout.count("drawn answer: ") == 2
     drawn = np.asarray(Image.open(target), np.float32)

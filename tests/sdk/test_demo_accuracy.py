@@ -21,6 +21,8 @@ class Floor(NamedTuple):
 
 PICTURES = {
     "qwen2_vl": Floor(0.88, 0.92),
+    "llava_onevision": Floor(0.79, 0.9),
+    "vila": Floor(0.77, 0.92),
 }
 VIDEOS: dict[str, Floor] = {}
 
