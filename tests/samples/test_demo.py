@@ -26,6 +26,6 @@ def test_the_demo_asks_at_three_budgets_and_draws_what_was_kept(
     assert drawn.shape == (784, 784, 3)
     assert drawn[: 784 // 14].std() > 0
     sheet = np.asarray(Image.open(tmp_path / "overlay-video.png"), np.float32)
-    side = 2 * 224  # four pairs of frames, two by two
+    side = 2 * 168  # four pairs of frames, two by two
     assert sheet.shape == (2 * side + 8, 2 * side + 8, 3)
     assert all(part.std() > 0 for part in (sheet[:side], sheet[-side:]))
