@@ -3,8 +3,9 @@
     python samples/scenes/evaluate_checkpoint.py RUN/hf samples/scenes/checkpoints/qwen2_vl \
         --run RUN
 
-Writes the complete checkpoint (weights, tokenizer, processor files), evaluation.json, curve.png
-and README.md into the second folder. About ten minutes on one core.
+Writes the complete checkpoint (weights, tokenizer, processor files), README.md and curve.png into
+the second folder, and the figures into its folder `card`, where they are no part of the model.
+About ten minutes on one core.
 """
 
 import json
@@ -66,7 +67,7 @@ class Options:
     """Questions that transformers answers by generate()."""
     threads: int = 1
     card_only: bool = False
-    """Write the card again from the evaluation.json that is there."""
+    """Write the card again from the figures that are there."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,13 @@ def main() -> None:
     began = time.monotonic()
     writer = Writer(options.checkpoint)
     model = writer.demo.load(options.checkpoint).eval()
-    path = options.target / "evaluation.json"
+    path = options.target / "card" / "evaluation.json"
     if options.card_only:
         found = json.loads(path.read_text(encoding="utf-8"))
         tables = {name: {k: Tally(**v) for k, v in rows.items()} for name, rows in found.items()}
         write_card(options.target, writer.demo, model, tables, options.run)
         return
-    options.target.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer.demo.save(options.target, model)
     asked = Asked(model, writer)
     tables = evaluate_pictures(asked, options)

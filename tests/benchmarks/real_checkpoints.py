@@ -133,7 +133,6 @@ def _copy_texts(demo: str, folder: Path) -> None:
     for path in (DEMOS / demo).iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model"):
             shutil.copyfile(path, folder / path.name)
-    (folder / "evaluation.json").unlink(missing_ok=True)
 
 
 def _write_model(folder: Path, kind: Any, config: Any) -> None:
