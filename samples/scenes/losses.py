@@ -19,7 +19,7 @@ CELLS_SHARE = 0.5  # of the auxiliary loss beside the questions
 BACKGROUND_WEIGHT = 0.15
 CAPTION_WEIGHT = 0.7
 PLACE_LAYER, REFERENT_LAYER = 2, 3  # layers of the LLM after which its dense tasks are asked
-PLACE_SHARE, REFERENT_SHARE = 0.1, 0.5
+PLACE_SHARE, REFERENT_SHARE = 0.5, 0.5
 
 
 class Heads(nn.Module):

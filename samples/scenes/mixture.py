@@ -19,17 +19,22 @@ from tokprune.scenes import (
     make_scene,
 )
 from tokprune.scenes.film import make_film
-from tokprune.scenes.film_questions import ask_film
+from tokprune.scenes.film_questions import ask_film, ask_place, describe_film
 from tokprune.scenes.film_suite import FILM_GROUPS
 from tokprune.scenes.questions import ORDINALS
 
 Weights: TypeAlias = Sequence[tuple[float, tuple[float, ...]]]
-ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "caption")
+ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "place", "caption")
 SINGLE = GROUPS[:-1]  # questions about one picture
 # The hard ones more often. A guess from earlier runs; the shares were not searched.
 ASKED = (*SINGLE, "relation_yes_no", "relation_yes_no", "count", "count", "digit", "where")
-FILMS = (((6, 6), 8), ((6, 6), 8), ((6, 6), 4), ((5, 5), 6), ((6, 6), 12), ((8, 8), 8))
-FILM_ROWS = 10
+# Cells of a frame, and frames: short films of few things first, for the reason that demo.py gives.
+FILMS = (
+    (((4, 4), 4), ((4, 4), 6), ((4, 4), 8), ((5, 5), 4)),
+    (((6, 6), 8), ((6, 6), 8), ((6, 6), 4), ((5, 5), 6), ((6, 6), 12), ((8, 8), 8)),
+)
+FILMS_SCHEDULE = ((0.0, (0.95, 0.05)), (0.74, (0.5, 0.5)), (0.82, (0.15, 0.85)))
+FILM_ROWS = 10  # of 8 frames
 LARGEST = (20, 20)  # half as many rows of it
 
 
@@ -55,8 +60,8 @@ def make_batch(writer: Writer, seed: int, step: int, done: float, *, factor: int
         rest = 1 - sum(plan.layouts.values())
         layout = rng.choices(["plain", *plan.layouts], [rest, *plan.layouts.values()])[0]
     if layout == "film":
-        grid, frames = rng.choice(FILMS)
-        rows = FILM_ROWS * factor * 8 // max(8, frames)
+        grid, frames = rng.choice(rng.choices(FILMS, _now(FILMS_SCHEDULE, done))[0])
+        rows = FILM_ROWS * factor * 8 // frames
         return writer.batch([_film(rng, grid, frames) for _ in range(rows)])
     weights = plan.schedule if layout in ("plain", "talk") else plan.others
     band = rng.choices(plan.bands, _now(weights, done))[0]
@@ -181,9 +186,15 @@ def _later(rng: Random, grid: tuple[int, int]) -> Row:
 
 
 def _film(rng: Random, grid: tuple[int, int], frames: int) -> Row:
-    """One video and eight questions."""
+    """One video, eight questions, places, and often a description."""
     while True:
         film = make_film(rng, *grid, frames)
         questions = ask_film(rng, film, rng.sample(FILM_GROUPS, len(FILM_GROUPS)), 8)
         if questions:
-            return Row((film,), (0,), tuple((_said(q, about=0),) for q in questions))
+            break
+    places = (ask_place(rng, film) for _ in range(4))
+    questions += dict.fromkeys(place for place in places if place)
+    branches = [(_said(question, about=0),) for question in questions]
+    if rng.random() < 0.7:
+        branches.append((_said(describe_film(film)),))
+    return Row((film,), (0,), tuple(branches))

@@ -13,7 +13,7 @@ from cells import CLASSES, IGNORED
 from torch import Tensor
 
 from tokprune.scenes import Scene
-from tokprune.scenes.film import DIRECTIONS, Event, Film
+from tokprune.scenes.film import DIRECTIONS, Film, moved
 from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX, Thing
 from tokprune.types import Region
 
@@ -22,11 +22,9 @@ LONGEST_FILM = 16  # frames
 PLACE = (LONGEST_FILM, LONGEST_SIDE, LONGEST_SIDE)  # frame, row and column of a token
 EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
 # Is there such a thing; its row and column, its thirds of the picture, and what it is; in a film,
-# what it does, from which frame on, and the colour that it turns.
-REFERENT = (
-    *(2, LONGEST_SIDE, LONGEST_SIDE, 3, 3, *CLASSES),
-    *(len(EVENTS), LONGEST_FILM, len(COLORS)),
-)
+# what it does, from which frame on, the colour that it turns, and where it is at last.
+PLACED = (LONGEST_SIDE, LONGEST_SIDE, 3, 3)
+REFERENT = (2, *PLACED, *CLASSES, len(EVENTS), LONGEST_FILM, len(COLORS), *PLACED)
 UNKNOWN = (IGNORED,) * (len(REFERENT) - 1)
 _PHRASE = re.compile(
     rf"(?:(?P<size>large|small) )?(?:(?P<color>{'|'.join(COLORS)}) )?"
@@ -66,31 +64,37 @@ def find_referents(
 
 def _classes(number: int, shown: Scene | Film, region: Region) -> tuple[int, ...]:
     thing = shown.things[number]
-    height, width = shown.rows * TOKEN_PX, shown.columns * TOKEN_PX
     both_sizes = isinstance(shown, Scene) and shown.has_both_sizes
     return (
         1,
-        thing.y * region.rows // height,
-        thing.x * region.columns // width,
-        3 * thing.y // height,
-        3 * thing.x // width,
+        *_placed(thing, shown, region),
         SHAPES.index(thing.shape) + 1,
         list(COLORS).index(thing.color) + 1,
         1 + thing.large if both_sizes else IGNORED,
         _digit(thing),
-        *(_does(shown.events[number]) if isinstance(shown, Film) else (IGNORED,) * 3),
+        *(_does(shown, number, region) if isinstance(shown, Film) else (IGNORED,) * 7),
     )
+
+
+def _placed(thing: Thing, shown: Scene | Film, region: Region) -> tuple[int, int, int, int]:
+    """Row and column in the region, and thirds of the picture."""
+    height, width = shown.rows * TOKEN_PX, shown.columns * TOKEN_PX
+    row, column = thing.y * region.rows // height, thing.x * region.columns // width
+    return row, column, 3 * thing.y // height, 3 * thing.x // width
 
 
 def _digit(thing: Thing) -> int:
     return 0 if thing.digit is None else int(thing.digit) + 1
 
 
-def _does(event: Event) -> tuple[int, int, int]:
-    """What a thing does, from which frame on, and the colour that it turns."""
+def _does(film: Film, number: int, region: Region) -> tuple[int, ...]:
+    """What a thing does, from which frame on, the colour that it turns, and its last place."""
+    thing, event = film.things[number], film.events[number]
     color = list(COLORS).index(event.color) if event.color else IGNORED
     start = event.start if event.kind != "stays" else IGNORED
-    return EVENTS.index(event.direction or event.kind), min(start, LONGEST_FILM - 1), color
+    last = moved(thing, event, film.frames - 1) or thing
+    kind = EVENTS.index(event.direction or event.kind)
+    return kind, min(start, LONGEST_FILM - 1), color, *_placed(last, film, region)
 
 
 def classes_loss(logits: Tensor, labels: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, float]:

@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, Queue
 from random import Random
@@ -69,6 +69,11 @@ class Options:
     """Of weights and data."""
     init: Path | None = None
     """Start from the weights of this checkpoint instead of from nothing."""
+    begin: float = 0.0
+    """Where in the plan of pictures a training starts: 0.6 for one that goes on from a checkpoint,
+    which needs no tiny pictures first."""
+    films: float | None = None
+    """Share of the videos, where not that of the plan."""
     language: Path | None = None
     """Start from the LLM of this demo checkpoint, of whatever family, as VLMs do."""
     threads: int = 1
@@ -266,10 +271,20 @@ def batches(options: Options, start: int) -> Iterator[Batch]:
 def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
     torch.set_num_threads(1)
     writer = Writer(options.output / "hf")
+    if options.films is not None:
+        writer.demo = with_films(writer.demo, options.films)
     for step in range(start, options.total):
         done = options.done(step)
+        if done >= 0:
+            done = options.begin + (1 - options.begin) * done
         queue.put(make_batch(writer, options.seed, step, done, factor=options.batch_factor))
     Event().wait()  # its tensors are gone with the process, and some may wait to be taken
+
+
+def with_films(demo: Demo, share: float) -> Demo:
+    """The demo with another share of videos."""
+    plan = demo.plan
+    return replace(demo, plan=replace(plan, layouts={**plan.layouts, "film": share}))
 
 
 def make_development(writer: Writer) -> dict[str, list[Batch]]:

@@ -117,13 +117,17 @@ def test_of_several_pictures_a_phrase_means_a_thing_once_its_picture_is_named() 
 def test_a_phrase_about_a_video_means_what_the_thing_does() -> None:
     from referents import EVENTS, find_referents
 
+    does, start, color, last_row, last_column = -7, -6, -5, -4, -3
     events = (Event("stays"), Event("turns", 3, 3, color="green"), Event("moves", 1, 5, "left", 40))
     film = Film(4, 5, 8, SCENE.things, events, 0)
     text = "what changes first, the red star or the blue star?"
     (_, star), (_, other) = find_referents(text, film, GRID)
-    assert [EVENTS[classes[-3]] for classes in (star, other)] == ["turns", "left"]
-    assert star[-2] == 3
-    assert list(COLORS)[star[-1]] == "green"
+    assert [EVENTS[classes[does]] for classes in (star, other)] == ["turns", "left"]
+    assert star[start] == 3
+    assert list(COLORS)[star[color]] == "green"
+    thing = SCENE.things[2]
+    assert other[1:3] == (thing.y // 28, thing.x // 28)
+    assert (other[last_row], other[last_column]) == (thing.y // 28, (thing.x - 40) // 28)
 
 
 @pytest.mark.parametrize(("family", "layout"), CASES)

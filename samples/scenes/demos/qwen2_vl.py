@@ -241,7 +241,7 @@ CARD = Card(
     tokenizer="byte-level BPE with Qwen2-VL's special tokens and the form of its chat template, "
     "without a default system message. Digits and capital letters are single tokens",
     pictures="any size of 4 to 400 vision tokens (28 x 28 px each); trained on 16 to 400, mostly "
-    "64 to 208. Videos: two frames share a vision token; trained on 4 to 12 frames of 140 to 224 "
+    "64 to 208. Videos: two frames share a vision token; trained on 4 to 12 frames of 112 to 224 "
     "px a side",
 )
 DEMO = Demo(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from tokprune.scenes.film import Event, Film
-from tokprune.scenes.questions import NUMBERS, Question
-from tokprune.scenes.scene import Thing
+from tokprune.scenes.questions import MAKERS, NUMBERS, Question
+from tokprune.scenes.scene import Scene, Thing
 
 Maker = Callable[[Random, Film], Question | None]
 
@@ -64,15 +64,13 @@ def _turned(rng: Random, film: Film) -> Question | None:
 
 def _happens(rng: Random, film: Film) -> Question | None:
     """What a thing does."""
-    thing, event = rng.choice(_doing(film, "stays", "moves", "appears", "disappears", "turns"))
-    answers = {
-        "stays": "it stays",
-        "moves": f"it moves {event.direction}",
-        "appears": "it appears",
-        "disappears": "it disappears",
-        "turns": f"it turns {event.color}",
-    }
-    return Question(f"what does the {thing.name} do?", answers[event.kind], "happens")
+    thing, event = rng.choice(list(zip(film.things, film.events, strict=True)))
+    return Question(f"what does the {thing.name} do?", f"it {_does(event)}", "happens")
+
+
+def _does(event: Event) -> str:
+    rest = {"moves": f" {event.direction}", "turns": f" {event.color}"}
+    return event.kind + rest.get(event.kind, "")
 
 
 FILM_MAKERS: dict[str, Maker] = {
@@ -82,6 +80,27 @@ FILM_MAKERS: dict[str, Maker] = {
     "turned": _turned,
     "happens": _happens,
 }
+
+
+def describe_film(film: Film) -> Question:
+    """What everything does, from left to right at first: an auxiliary task of the training."""
+    pairs = zip(film.things, film.events, strict=True)
+    done = [f"{t.name} {_does(e)}" for t, e in sorted(pairs, key=lambda pair: pair[0].x)]
+    return Question("describe the video.", "; ".join(done), "caption")
+
+
+def ask_place(rng: Random, film: Film) -> Question | None:
+    """Where a thing is in the first or last frame: another auxiliary task."""
+    word, frame = rng.choice((("first", 0), ("last", film.frames - 1)))
+    named = {thing.name for thing in film.things}  # not by a colour that it turned
+    things = tuple(thing for _, thing in film.at(frame) if thing.name in named)
+    if not things:
+        return None
+    found = MAKERS["where"](rng, Scene(film.rows, film.columns, 1.0, things, film.seed))
+    if found is None:
+        return None
+    text = f"{found.text.removesuffix('?')} in the {word} frame?"
+    return found._replace(text=text, group="place")
 
 
 def ask_film(rng: Random, film: Film, groups: Sequence[str], count: int) -> list[Question]:
