@@ -110,7 +110,8 @@ LAYOUTS = {
 }
 FILMS = (
     "Videos of `tokprune.scenes.film`: two to four things that move, appear, disappear or turn "
-    "another colour.\n"
+    "another colour; small and short ones first. Also asked while training, and not in the suite:\n"
+    "a description of all that happens, and where a thing is in the first or last frame.\n"
 )
 
 
@@ -221,26 +222,30 @@ def _scorer(path: Path) -> str:
     with safe_open(path, "pt") as file:
         facts = file.metadata()
     kinds = {"attention": "attention, no network", "paper": "the paper's network"}
-    own = {facts["kind"]: json.loads(facts["metrics"])}
-    found = {**json.loads(facts["others"]), **own}
+    own = json.loads(facts["metrics"])
+    found = {**json.loads(facts["others"]), facts["kind"]: own}
     kinds["grid"] = "rows and heads as channels of 2-D convolutions"
     kinds[facts["kind"]] += " (shipped)"
-    rows = "\n".join(
-        f"| {kinds[kind]} | {m['recall_at_50']:.3f} | {m['recall_at_25']:.3f} | "
-        f"{m['spearman']:.3f} | {m['kl']:.3f} |"
-        for kind, m in found.items()
-    )
+    rows = [_agreement(kinds[kind], metrics) for kind, metrics in found.items()]
+    apart = json.loads(facts["metrics_by_modality"])
+    rows += [_agreement(f"shipped, on {name}s", metrics) for name, metrics in apart.items()]
+    table = "\n".join(rows)
     return f"""\
 ## Scorer
 
-`scorer.safetensors` is from `tokprune-train` on questions of the training split:
+`scorer.safetensors` is from `samples/scenes/make_scorer.py`, on questions of the training split:
 {facts["labels"]} labels, one for every right answer ({facts["answered_wrongly"]} wrong ones were
-left out). Agreement with the true relevance on {own[facts["kind"]]["samples"]:.0f} labels of other
-pictures, on which the network was also chosen:
+left out). Agreement with the true relevance on {own["samples"]:.0f} labels of others, on which the
+network was also chosen:
 
 | scorer | recall at 50 % | recall at 25 % | Spearman | KL |
 |---|---|---|---|---|
-{rows}"""
+{table}"""
+
+
+def _agreement(name: str, metrics: Mapping[str, float]) -> str:
+    figures = (metrics[key] for key in ("recall_at_50", "recall_at_25", "spearman", "kl"))
+    return f"| {name} | {' | '.join(f'{figure:.3f}' for figure in figures)} |"
 
 
 def _groups(mixed: Mapping[str, Tally], fixed: Mapping[str, Tally]) -> str:

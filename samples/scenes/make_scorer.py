@@ -1,0 +1,95 @@
+"""Train the scorer that a demo checkpoint is shipped with: questions, labels, networks, card.
+
+    python samples/scenes/make_scorer.py samples/scenes/checkpoints/vila WORK
+
+WORK gets the pictures and questions, the labels, both networks and the log; the better network goes
+into the checkpoint's folder. With --small it stays in WORK: that one has seen at most 64 vision
+tokens (and a newline), and shows how far a scorer carries. A run that broke goes on.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from evaluate_checkpoint import AnySample, media_of
+from rows import Writer
+
+from tokprune.scenes import film_suite, suite, write
+
+SMALL = 64  # vision tokens
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train the scorer of a demo checkpoint."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Folder of the shipped checkpoint."""
+    work: tyro.conf.Positional[Path]
+    """Folder for all that is made on the way."""
+    small: bool = False
+    """Of small pictures and short videos alone, and nothing is shipped."""
+    size: float = 1.0
+    """How many times as many questions as the shipped ones were made of."""
+
+
+def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
+    """Yield questions of the training split."""
+    if options.small:
+        yield from suite("train", _count(options, 1200), tokens=SMALL, questions=3)
+        if films:
+            yield from film_suite(
+                "train", _count(options, 1000), grid=(5, 5), frames=4, questions=3
+            )
+        return
+    yield from suite("train", _count(options, 700), tokens=196, questions=4)
+    yield from suite("train", _count(options, 300), questions=3)
+    yield from suite("train", _count(options, 100), tokens=400, questions=2)
+    if films:
+        yield from film_suite("train", _count(options, 800), questions=3)
+        yield from film_suite("train", _count(options, 100), frames=16, questions=2)
+
+
+def _count(options: Options, number: int) -> int:
+    return max(10, round(number * options.size))
+
+
+def is_small(writer: Writer, sample: AnySample) -> bool:
+    """Whether the family makes few vision tokens of what is shown; newlines are not counted."""
+    prepared = writer.processor.prepare(media_of(sample))
+    return sum(r.rows * r.columns for each in prepared for r in each.regions) <= SMALL
+
+
+def write_questions(options: Options, folder: Path) -> None:
+    """Draw what is asked about."""
+    writer = Writer(options.checkpoint)
+    films = "film" in writer.demo.plan.layouts
+    found = questions(options, films=films)
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial, (s for s in found if not options.small or is_small(writer, s)))
+    partial.rename(folder)
+
+
+def main() -> None:
+    """Write the questions, train, ship."""
+    options = tyro.cli(Options)
+    options.work.mkdir(parents=True, exist_ok=True)
+    folder = options.work / "questions"
+    if not folder.exists():
+        write_questions(options, folder)
+    best = options.work / "scorer.safetensors"
+    files = (str(best), "--other", str(options.work / "other.safetensors"))
+    cache = ("--cache", str(options.work / "labels"))
+    command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
+    subprocess.run([*command, str(folder / "data.jsonl"), *files, *cache], check=True)
+    if not options.small:
+        shutil.copyfile(best, options.checkpoint / best.name)
+
+
+if __name__ == "__main__":
+    main()
