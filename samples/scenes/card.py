@@ -111,7 +111,7 @@ LAYOUTS = {
 FILMS = (
     "Videos of `tokprune.scenes.film`: two to four things that move, appear, disappear or turn "
     "another colour; small and short ones first. Also asked while training, and not in the suite:\n"
-    "a description of all that happens, and where a thing is in the first or last frame.\n"
+    "a description of all that happens, and whether or where a thing is in one of the frames.\n"
 )
 
 

@@ -19,12 +19,12 @@ from tokprune.scenes import (
     make_scene,
 )
 from tokprune.scenes.film import make_film
-from tokprune.scenes.film_questions import ask_film, ask_place, describe_film
+from tokprune.scenes.film_questions import ask_film, ask_frame, describe_film
 from tokprune.scenes.film_suite import FILM_GROUPS
 from tokprune.scenes.questions import ORDINALS
 
 Weights: TypeAlias = Sequence[tuple[float, tuple[float, ...]]]
-ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "place", "caption")
+ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "frame", "caption")
 SINGLE = GROUPS[:-1]  # questions about one picture
 # The hard ones more often. A guess from earlier runs; the shares were not searched.
 ASKED = (*SINGLE, "relation_yes_no", "relation_yes_no", "count", "count", "digit", "where")
@@ -186,14 +186,14 @@ def _later(rng: Random, grid: tuple[int, int]) -> Row:
 
 
 def _film(rng: Random, grid: tuple[int, int], frames: int) -> Row:
-    """One video, eight questions, places, and often a description."""
+    """One video, eight questions and more about single frames, and often a description."""
     while True:
         film = make_film(rng, *grid, frames)
         questions = ask_film(rng, film, rng.sample(FILM_GROUPS, len(FILM_GROUPS)), 8)
         if questions:
             break
-    places = (ask_place(rng, film) for _ in range(4))
-    questions += dict.fromkeys(place for place in places if place)
+    frames_asked = (ask_frame(rng, film) for _ in range(5))
+    questions += dict.fromkeys(question for question in frames_asked if question)
     branches = [(_said(question, about=0),) for question in questions]
     if rng.random() < 0.7:
         branches.append((_said(describe_film(film)),))

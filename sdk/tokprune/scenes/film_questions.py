@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from tokprune.scenes.film import Event, Film
-from tokprune.scenes.questions import MAKERS, NUMBERS, Question
+from tokprune.scenes.questions import MAKERS, NUMBERS, Question, with_article
 from tokprune.scenes.scene import Scene, Thing
 
 Maker = Callable[[Random, Film], Question | None]
@@ -89,18 +89,26 @@ def describe_film(film: Film) -> Question:
     return Question("describe the video.", "; ".join(done), "caption")
 
 
-def ask_place(rng: Random, film: Film) -> Question | None:
-    """Where a thing is in the first or last frame: another auxiliary task."""
-    word, frame = rng.choice((("first", 0), ("last", film.frames - 1)))
-    named = {thing.name for thing in film.things}  # not by a colour that it turned
-    things = tuple(thing for _, thing in film.at(frame) if thing.name in named)
+def ask_frame(rng: Random, film: Film) -> Question | None:
+    """Whether a thing is in one frame, or where: another auxiliary task."""
+    frame = rng.choice((0, film.frames - 1, rng.randrange(min(film.frames, 9))))
+    shown = [thing for _, thing in film.at(frame)]
+    named = {0: "the first frame", film.frames - 1: "the last frame"}
+    place = named.get(frame, f"frame {frame + 1}")
+    if rng.random() < 0.5:
+        pairs = zip(film.things, film.events, strict=True)
+        passing = [thing for thing, event in pairs if event.kind in ("appears", "disappears")]
+        thing = rng.choice(passing or film.things)
+        answer = "yes" if thing.name in {other.name for other in shown} else "no"
+        return Question(f"is there {with_article(thing.name)} in {place}?", answer, "frame")
+    known = {thing.name for thing in film.things}  # not by a colour that it turned
+    things = tuple(thing for thing in shown if thing.name in known)
     if not things:
         return None
     found = MAKERS["where"](rng, Scene(film.rows, film.columns, 1.0, things, film.seed))
     if found is None:
         return None
-    text = f"{found.text.removesuffix('?')} in the {word} frame?"
-    return found._replace(text=text, group="place")
+    return found._replace(text=f"{found.text.removesuffix('?')} in {place}?", group="frame")
 
 
 def ask_film(rng: Random, film: Film, groups: Sequence[str], count: int) -> list[Question]:

@@ -79,7 +79,7 @@ def _size(rng: Random, scene: Scene) -> Question | None:
 def _exist(rng: Random, scene: Scene) -> Question | None:
     thing = rng.choice(scene.things)
     if rng.random() < 0.5:
-        return Question(f"is there {_a(thing.name)}?", "yes", "exist")
+        return Question(f"is there {with_article(thing.name)}?", "yes", "exist")
     present = {(thing.color, thing.shape) for thing in scene.things}
     for _ in range(20):
         near = [(thing.color, rng.choice(SHAPES)), (rng.choice(list(COLORS)), thing.shape)]
@@ -87,7 +87,7 @@ def _exist(rng: Random, scene: Scene) -> Question | None:
         if rng.random() < 0.3:
             color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
         if (color, shape) not in present:
-            return Question(f"is there {_a(f'{color} {shape}')}?", "no", "exist")
+            return Question(f"is there {with_article(f'{color} {shape}')}?", "no", "exist")
     return None
 
 
@@ -213,7 +213,9 @@ def compare(rng: Random, scenes: Sequence[Scene]) -> Question | None:
     only = sorted(names[which] - others)
     if not only:
         return None
-    return Question(f"which picture has {_a(rng.choice(only))}?", ORDINALS[which], "compare")
+    return Question(
+        f"which picture has {with_article(rng.choice(only))}?", ORDINALS[which], "compare"
+    )
 
 
 def _in_both(rng: Random, first: set[str], second: set[str]) -> Question | None:
@@ -221,7 +223,7 @@ def _in_both(rng: Random, first: set[str], second: set[str]) -> Question | None:
     names = sorted(first & second if yes else first ^ second)
     if not names:
         return None
-    text = f"is there {_a(rng.choice(names))} in both pictures?"
+    text = f"is there {with_article(rng.choice(names))} in both pictures?"
     return Question(text, "yes" if yes else "no", "compare")
 
 
@@ -231,5 +233,6 @@ def in_picture(question: Question, which: int) -> Question:
     return question._replace(text=text)
 
 
-def _a(name: str) -> str:
+def with_article(name: str) -> str:
+    """Return a thing's name with a or an."""
     return f"{'an' if name[0] == 'o' else 'a'} {name}"
