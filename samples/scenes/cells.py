@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tokprune.scenes import Scene
-from tokprune.scenes.film import Film
+from tokprune.scenes.film import DIRECTIONS, Event, Film
 from tokprune.scenes.scene import COLORS, SHAPES, Thing
 from tokprune.types import COLUMN, FRAME, KIND, PATCH, ROW, TILE, Prepared
 
 IGNORED = -100
 CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 3, 11)  # shape, colour, size, digit; 0 is none
+EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
 SLIVER = 0.12  # of a cell or a thing: less than that is nothing to learn from
 
 
@@ -62,10 +63,48 @@ def _frames(shown: Scene | Film, prepared: Prepared, number: int) -> list[Sequen
     """The things of each frame that a region shows."""
     if isinstance(shown, Scene):
         return [shown.things]
+    frames = _span(shown, prepared, number)
+    return [[thing for _, thing in shown.at(frame)] for frame in frames]
+
+
+def _span(film: Film, prepared: Prepared, number: int) -> range:
+    """The frames of the film that one frame of vision tokens shows."""
     count = max(region.frame for region in prepared.regions) + 1
-    each = -(-shown.frames // count)
-    span = range(number * each, min((number + 1) * each, shown.frames))
-    return [[thing for _, thing in shown.at(frame)] for frame in span]
+    each = -(-film.frames // count)
+    return range(number * each, min((number + 1) * each, film.frames))
+
+
+def label_events(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
+    """What the thing in each vision token of a film has done so far [n]; IGNORED elsewhere.
+
+    Where a thing was and is no more, that is what it has done.
+    """
+    labels = np.full(len(prepared.where), IGNORED, np.int64)
+    if not isinstance(shown, Film):
+        return labels
+    box = box_of(prepared)
+    for region in prepared.regions:
+        frame = _span(shown, prepared, region.frame)[-1]
+        present = dict(shown.at(frame))
+        gone = [
+            n for n, e in enumerate(shown.events) if e.kind == "disappears" and n not in present
+        ]
+        grid = np.full((region.rows, region.columns), IGNORED, np.int64)
+        for number in (*gone, *present):
+            thing = present.get(number, shown.things[number])
+            covered = label_grid([thing], box, region.rows, region.columns)[..., 0] > 0
+            grid[covered] = EVENTS.index(_so_far(shown.events[number], frame))
+        where = prepared.where
+        mine = (where[:, TILE] == region.tile) & (where[:, FRAME] == region.frame)
+        mine &= where[:, KIND] == PATCH
+        labels[mine] = grid[where[mine, ROW], where[mine, COLUMN]]
+    return labels
+
+
+def _so_far(event: Event, frame: int) -> str:
+    if event.kind == "moves":
+        return event.direction if frame > event.start else "stays"
+    return event.kind if frame >= event.start else "stays"
 
 
 def label_grid(things: Sequence[Thing], box: Box, rows: int, columns: int) -> np.ndarray:

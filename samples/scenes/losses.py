@@ -1,15 +1,15 @@
 """What a training step minimises, and which questions a model answers exactly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, IGNORED
+from cells import CLASSES, EVENTS, IGNORED
 from demos import Demo
 from mixture import ALL_GROUPS
 from network import BLOCKED, run_text
-from referents import PLACE, REFERENT, classes_loss
+from referents import DOES, MEANT, PLACE, classes_loss
 from rows import Batch, attention_bias
 from torch import Tensor, nn
 
@@ -18,8 +18,10 @@ CELL_WEIGHTS = (2.0, 1.0, 1.0, 2.0)  # shape and digit are hard
 CELLS_SHARE = 0.5  # of the auxiliary loss beside the questions
 BACKGROUND_WEIGHT = 0.15
 CAPTION_WEIGHT = 0.7
-PLACE_LAYER, REFERENT_LAYER = 2, 3  # layers of the LLM after which its dense tasks are asked
-PLACE_SHARE, REFERENT_SHARE = 0.5, 0.5
+# Layers of the LLM after which its dense tasks are asked: of vision tokens where they are and, in a
+# film, what the thing there has done so far; of phrases what they mean, and what that does.
+PLACE_LAYER, EVENT_LAYER, MEANT_LAYER, DOES_LAYER = 2, 3, 3, 4
+PLACE_SHARE, EVENT_SHARE, REFERENT_SHARE = 0.5, 0.5, 0.5
 
 
 class Heads(nn.Module):
@@ -29,7 +31,9 @@ class Heads(nn.Module):
         super().__init__()
         self.cells = nn.Linear(hidden, sum(CLASSES))
         self.place = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(PLACE)))
-        self.referent = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(REFERENT)))
+        self.event = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, len(EVENTS)))
+        self.meant = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(MEANT)))
+        self.does = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(DOES)))
 
 
 class Learner(NamedTuple):
@@ -59,17 +63,30 @@ def batch_loss(
     each = F.cross_entropy(logits.float(), labels, reduction="none")
     answers = (each * weight).sum() / weight.sum()
     hits = (logits.argmax(-1) == labels).float().mean()
-    places, place_hits = classes_loss(
-        heads.place(states[PLACE_LAYER - 1][batch.slots]), batch.places, PLACE
-    )
-    meant = batch.referents[..., 0] != IGNORED
-    referents, referent_hits = classes_loss(
-        heads.referent(states[REFERENT_LAYER - 1][meant]), batch.referents[meant], REFERENT
-    )
-    values |= {"loss": float(answers.detach()), "hits": float(hits)}
-    values |= {"place": place_hits, "referent": referent_hits}
-    dense = CELLS_SHARE * cells + PLACE_SHARE * places + REFERENT_SHARE * referents
-    return answers + dense, values
+    dense, hit = dense_losses(heads, batch, states)
+    values |= {"loss": float(answers.detach()), "hits": float(hits), **hit}
+    return answers + CELLS_SHARE * cells + dense, values
+
+
+def dense_losses(
+    heads: Heads, batch: Batch, states: Sequence[Tensor]
+) -> tuple[Tensor, dict[str, float]]:
+    """Losses of what is asked inside the LLM, and the share of each that is right."""
+    slots, meant = batch.slots, batch.referents[..., 0] != IGNORED
+    means, does = batch.referents[meant].split((len(MEANT), len(DOES)), -1)
+    asked = {
+        "place": (heads.place, PLACE_LAYER, slots, batch.places, PLACE, PLACE_SHARE),
+        "event": (heads.event, EVENT_LAYER, slots, batch.events, (len(EVENTS),), EVENT_SHARE),
+        "meant": (heads.meant, MEANT_LAYER, meant, means, MEANT, REFERENT_SHARE),
+        "does": (heads.does, DOES_LAYER, meant, does, DOES, REFERENT_SHARE),
+    }
+    total = states[0].new_zeros(())
+    hits: dict[str, float] = {}
+    for name, (head, layer, where, labels, parts, share) in asked.items():
+        if bool((labels != IGNORED).any()):  # pictures have no events
+            loss, hits[name] = classes_loss(head(states[layer - 1][where]), labels, parts)
+            total = total + share * loss
+    return total, hits
 
 
 def text_states(

@@ -9,22 +9,22 @@ import re
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, IGNORED
+from cells import CLASSES, EVENTS, IGNORED
 from torch import Tensor
 
 from tokprune.scenes import Scene
-from tokprune.scenes.film import DIRECTIONS, Film, moved
+from tokprune.scenes.film import Film, moved
 from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX, Thing
 from tokprune.types import Region
 
 LONGEST_SIDE = 24  # vision tokens
 LONGEST_FILM = 16  # frames
 PLACE = (LONGEST_FILM, LONGEST_SIDE, LONGEST_SIDE)  # frame, row and column of a token
-EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
-# Is there such a thing; its row and column, its thirds of the picture, and what it is; in a film,
-# what it does, from which frame on, the colour that it turns, and where it is at last.
-PLACED = (LONGEST_SIDE, LONGEST_SIDE, 3, 3)
-REFERENT = (2, *PLACED, *CLASSES, len(EVENTS), LONGEST_FILM, len(COLORS), *PLACED)
+PLACED = (LONGEST_SIDE, LONGEST_SIDE, 3, 3)  # row and column, thirds of the picture
+MEANT = (2, *PLACED, *CLASSES)  # is there such a thing, where, and what it is
+# In a film: what it does, from which frame on, the colour that it turns, and where it is at last.
+DOES = (len(EVENTS), LONGEST_FILM, len(COLORS), *PLACED)
+REFERENT = (*MEANT, *DOES)
 UNKNOWN = (IGNORED,) * (len(REFERENT) - 1)
 _PHRASE = re.compile(
     rf"(?:(?P<size>large|small) )?(?:(?P<color>{'|'.join(COLORS)}) )?"
@@ -72,7 +72,7 @@ def _classes(number: int, shown: Scene | Film, region: Region) -> tuple[int, ...
         list(COLORS).index(thing.color) + 1,
         1 + thing.large if both_sizes else IGNORED,
         _digit(thing),
-        *(_does(shown, number, region) if isinstance(shown, Film) else (IGNORED,) * 7),
+        *(_does(shown, number, region) if isinstance(shown, Film) else (IGNORED,) * len(DOES)),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from cells import IGNORED, label_tokens
+from cells import IGNORED, label_events, label_tokens
 from demos import DEMOS
 from referents import PLACE, REFERENT, find_referents
 from torch import Tensor
@@ -61,7 +61,8 @@ class Batch:
 
     pixels: dict[str, Tensor]  # what the family's `encode` takes
     cells: Tensor  # [n, 4] what each vision token shows, see cells.py
-    places: Tensor  # [n, 3] its frame, row and column
+    events: Tensor  # [n, 1] in a film: what the thing there has done so far
+    places: Tensor  # [n, 3] frame, row and column of each vision token
     ids: Tensor  # [b, s]
     slots: Tensor  # [b, s] whether a vision token stands there
     labels: Tensor  # [b, s] the next token where it is answered, else IGNORED
@@ -171,9 +172,11 @@ class Writer:
                 referents[index, token] = classes
         shown = [(line, prepared) for line in lines for prepared in line.shown]
         cells = [label_tokens(_scene(line, prepared), prepared) for line, prepared in shown]
+        events = [label_events(_scene(line, prepared), prepared) for line, prepared in shown]
         return Batch(
             pixels=self.demo.pixels([prepared for _, prepared in shown]),
             cells=torch.from_numpy(np.concatenate(cells)),
+            events=torch.from_numpy(np.concatenate(events))[:, None],
             places=torch.from_numpy(np.concatenate([_places(prepared) for _, prepared in shown])),
             ids=table("ids", 0),
             slots=table("slots", 0).bool(),

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, Queue
 from random import Random
+from statistics import fmean
 from threading import Event
 from typing import Any, Literal
 
@@ -148,18 +149,16 @@ class Run:
         development = make_development(self.writer)
         started = time.monotonic() - self.spent
         saved = time.monotonic()
-        sums: dict[str, float] = {}
-        taken = 0
+        taken: dict[str, list[float]] = {}
         for batch in batches(options, self.step):
             values = self._train_step(batch.to(options.device))
             self.step += 1
             self.spent = time.monotonic() - started
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-            taken += 1  # fewer than REPORT_STEPS after a restart
+            for name, value in values.items():  # some only where videos are shown
+                taken.setdefault(name, []).append(value)
             if self.step % REPORT_STEPS == 0:
-                self._report({name: value / taken for name, value in sums.items()})
-                sums, taken = {}, 0
+                self._report({name: fmean(each) for name, each in taken.items()})
+                taken = {}
             if time.monotonic() - saved > 60 * options.minutes_between:
                 self._save()
                 if self.step > options.vision_steps:
@@ -194,9 +193,9 @@ class Run:
             )
         self._log(row)
 
-    def _report(self, sums: dict[str, float]) -> None:
+    def _report(self, means: dict[str, float]) -> None:
         left = self.spent / self.step * (self.options.total - self.step)
-        row = {name: round(value, 4) for name, value in sums.items()}
+        row = {name: round(value, 4) for name, value in means.items()}
         minutes, left = round(self.spent / 60, 1), round(left / 60)
         self._log({"step": self.step, "minutes": minutes, "minutes_left": left, **row})
 

@@ -130,6 +130,23 @@ def test_a_phrase_about_a_video_means_what_the_thing_does() -> None:
     assert (other[last_row], other[last_column]) == (thing.y // 28, (thing.x - 40) // 28)
 
 
+def test_a_vision_token_of_a_video_knows_what_its_thing_has_done_so_far(
+    made: dict[str, Made],
+) -> None:
+    from cells import EVENTS, IGNORED, label_events
+
+    shown = scene_of(("red", "star", True, 42, 42, None), ("blue", "cross", True, 98, 98, None))
+    events = (Event("disappears", 2, 2), Event("moves", 0, 3, "left", 56))
+    film = Film(4, 4, 4, shown.things, events, 0)
+    [prepared] = made["llava_onevision"].writer.processor.prepare([Clip(draw_film(film), 4.0)])
+    labels = label_events(film, prepared)[:-1].reshape(4, 4, 4)  # without the newline
+    star = [EVENTS[label] for label in labels[:, 1, 1]]
+    assert star == ["stays", "stays", "disappears", "disappears"]
+    assert EVENTS[labels[0, 3, 3]] == "stays"
+    assert EVENTS[labels[3, 3, 1]] == "left"
+    assert labels[3, 3, 3] == IGNORED
+
+
 @pytest.mark.parametrize(("family", "layout"), CASES)
 def test_the_fast_forward_pass_gives_what_transformers_gives(
     family: str, layout: str, made: dict[str, Made]
