@@ -13,6 +13,8 @@ from tokprune.types import COLUMN, FRAME, KIND, PATCH, ROW, TILE, Prepared
 IGNORED = -100
 CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 3, 11)  # shape, colour, size, digit; 0 is none
 EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
+LONGEST_FILM = 16  # frames
+EVENT = (len(EVENTS), LONGEST_FILM)  # what a thing does, and from which frame on
 SLIVER = 0.12  # of a cell or a thing: less than that is nothing to learn from
 
 
@@ -75,11 +77,11 @@ def _span(film: Film, prepared: Prepared, number: int) -> range:
 
 
 def label_events(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
-    """What the thing in each vision token of a film has done so far [n]; IGNORED elsewhere.
+    """What the thing in each vision token of a film has done so far, and since which frame [n, 2].
 
-    Where a thing was and is no more, that is what it has done.
+    IGNORED elsewhere. Where a thing was and is no more, that is what it has done.
     """
-    labels = np.full(len(prepared.where), IGNORED, np.int64)
+    labels = np.full((len(prepared.where), 2), IGNORED, np.int64)
     if not isinstance(shown, Film):
         return labels
     box = box_of(prepared)
@@ -89,11 +91,11 @@ def label_events(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
         gone = [
             n for n, e in enumerate(shown.events) if e.kind == "disappears" and n not in present
         ]
-        grid = np.full((region.rows, region.columns), IGNORED, np.int64)
+        grid = np.full((region.rows, region.columns, 2), IGNORED, np.int64)
         for number in (*gone, *present):
             thing = present.get(number, shown.things[number])
             covered = label_grid([thing], box, region.rows, region.columns)[..., 0] > 0
-            grid[covered] = EVENTS.index(_so_far(shown.events[number], frame))
+            grid[covered] = _so_far(shown.events[number], frame)
         where = prepared.where
         mine = (where[:, TILE] == region.tile) & (where[:, FRAME] == region.frame)
         mine &= where[:, KIND] == PATCH
@@ -101,10 +103,11 @@ def label_events(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
     return labels
 
 
-def _so_far(event: Event, frame: int) -> str:
-    if event.kind == "moves":
-        return event.direction if frame > event.start else "stays"
-    return event.kind if frame >= event.start else "stays"
+def _so_far(event: Event, frame: int) -> tuple[int, int]:
+    begun = frame > event.start if event.kind == "moves" else frame >= event.start
+    if not begun or event.kind == "stays":
+        return EVENTS.index("stays"), IGNORED
+    return EVENTS.index(event.direction or event.kind), min(event.start, LONGEST_FILM - 1)
 
 
 def label_grid(things: Sequence[Thing], box: Box, rows: int, columns: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, EVENTS, IGNORED
+from cells import CLASSES, EVENT, IGNORED
 from demos import Demo
 from mixture import ALL_GROUPS
 from network import BLOCKED, run_text
@@ -31,7 +31,7 @@ class Heads(nn.Module):
         super().__init__()
         self.cells = nn.Linear(hidden, sum(CLASSES))
         self.place = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(PLACE)))
-        self.event = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, len(EVENTS)))
+        self.event = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(EVENT)))
         self.meant = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(MEANT)))
         self.does = nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, sum(DOES)))
 
@@ -76,7 +76,7 @@ def dense_losses(
     means, does = batch.referents[meant].split((len(MEANT), len(DOES)), -1)
     asked = {
         "place": (heads.place, PLACE_LAYER, slots, batch.places, PLACE, PLACE_SHARE),
-        "event": (heads.event, EVENT_LAYER, slots, batch.events, (len(EVENTS),), EVENT_SHARE),
+        "event": (heads.event, EVENT_LAYER, slots, batch.events, EVENT, EVENT_SHARE),
         "meant": (heads.meant, MEANT_LAYER, meant, means, MEANT, REFERENT_SHARE),
         "does": (heads.does, DOES_LAYER, meant, does, DOES, REFERENT_SHARE),
     }

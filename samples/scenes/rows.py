@@ -61,7 +61,7 @@ class Batch:
 
     pixels: dict[str, Tensor]  # what the family's `encode` takes
     cells: Tensor  # [n, 4] what each vision token shows, see cells.py
-    events: Tensor  # [n, 1] in a film: what the thing there has done so far
+    events: Tensor  # [n, 2] in a film: what the thing there has done so far, and since when
     places: Tensor  # [n, 3] frame, row and column of each vision token
     ids: Tensor  # [b, s]
     slots: Tensor  # [b, s] whether a vision token stands there
@@ -176,7 +176,7 @@ class Writer:
         return Batch(
             pixels=self.demo.pixels([prepared for _, prepared in shown]),
             cells=torch.from_numpy(np.concatenate(cells)),
-            events=torch.from_numpy(np.concatenate(events))[:, None],
+            events=torch.from_numpy(np.concatenate(events)),
             places=torch.from_numpy(np.concatenate([_places(prepared) for _, prepared in shown])),
             ids=table("ids", 0),
             slots=table("slots", 0).bool(),

@@ -139,12 +139,13 @@ def test_a_vision_token_of_a_video_knows_what_its_thing_has_done_so_far(
     events = (Event("disappears", 2, 2), Event("moves", 0, 3, "left", 56))
     film = Film(4, 4, 4, shown.things, events, 0)
     [prepared] = made["llava_onevision"].writer.processor.prepare([Clip(draw_film(film), 4.0)])
-    labels = label_events(film, prepared)[:-1].reshape(4, 4, 4)  # without the newline
-    star = [EVENTS[label] for label in labels[:, 1, 1]]
+    labels = label_events(film, prepared)[:-1].reshape(4, 4, 4, 2)  # without the newline
+    star = [EVENTS[label] for label in labels[:, 1, 1, 0]]
     assert star == ["stays", "stays", "disappears", "disappears"]
-    assert EVENTS[labels[0, 3, 3]] == "stays"
-    assert EVENTS[labels[3, 3, 1]] == "left"
-    assert labels[3, 3, 3] == IGNORED
+    assert [int(label) for label in labels[:, 1, 1, 1]] == [IGNORED, IGNORED, 2, 2]
+    assert EVENTS[labels[0, 3, 3, 0]] == "stays"
+    assert EVENTS[labels[3, 3, 1, 0]] == "left"
+    assert (labels[3, 3, 3] == IGNORED).all()
 
 
 @pytest.mark.parametrize(("family", "layout"), CASES)
