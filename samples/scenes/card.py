@@ -48,9 +48,9 @@ stream of random numbers.
    vision token shows. Without this, shapes and digits stay at chance.
 2. Questions, with half of that loss beside them. One row is a picture and several questions about
    it under a block-causal mask. Tiny pictures first, then larger ones.
-3. Beside step 2, two throw-away heads inside the LLM: after its second layer every vision token is
+3. Beside step 2, throw-away heads inside the LLM: after its second layer every vision token is
    asked for its row and column, after its third the last token of every phrase ("the green
-   circle") for the thing it means{doing}. Answers alone teach that too slowly.
+   circle") for the thing it means. Answers alone teach that too slowly.{doing}
 4. From {layouts_from:.0%} of step 2 on, other layouts beside single pictures: {layouts_trained}.
 5. From {dropout_from:.0%} on, vision tokens are hidden from the LLM in 70 % of the rows. Half of
    these lose a share U(0, 0.7) of all tokens; the other half lose U(0.4, 1) of the background and
@@ -108,6 +108,10 @@ LAYOUTS = {
     "later": "a later picture",
     "film": "videos",
 }
+DOING = """ In a video, every vision
+   token is asked for its frame too, after the third layer for what the thing it shows has done so
+   far and since when, and after the fourth the phrase for what its thing does and where it ends.
+   Before that was asked, directions stayed at chance."""
 FILMS = (
     "Videos of `tokprune.scenes.film`: two to four things that move, appear, disappear or turn "
     "another colour; small and short ones first. Also asked while training, and not in the suite:\n"
@@ -142,7 +146,7 @@ def write_card(folder: Path, demo: Demo, model: nn.Module, tables: Tables, run: 
         **_sizes(demo, model),
         recipe=_recipe(run, options),
         films=FILMS if films else "",
-        doing=", and in a video for what it does" if films else "",
+        doing=DOING if films else "",
         layouts_from=demo.plan.layouts_from,
         layouts_trained=", ".join(LAYOUTS[name] for name in demo.plan.layouts),
         dropout_from=options["dropout_from"],
