@@ -13,7 +13,8 @@ from tokprune.types import COLUMN, FRAME, KIND, PATCH, ROW, TILE, Prepared
 IGNORED = -100
 CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 3, 11)  # shape, colour, size, digit; 0 is none
 EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
-LONGEST_FILM = 16  # frames
+LONGEST_FILM, LONGEST_SIDE = 16, 24  # frames, vision tokens
+PLACE = (LONGEST_FILM, LONGEST_SIDE, LONGEST_SIDE)  # frame, row and column of a token
 EVENT = (len(EVENTS), LONGEST_FILM)  # what a thing does, and from which frame on
 SLIVER = 0.12  # of a cell or a thing: less than that is nothing to learn from
 
@@ -38,6 +39,13 @@ def box_of(prepared: Prepared) -> Box:
         side = max(height, width)
         return Box((height - side) / 2, (width - side) / 2, side, side)
     return Box(0, 0, height, width)
+
+
+def labels_of(
+    shown: Scene | Film | None, prepared: Prepared
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each vision token shows [n, 4], what has happened there [n, 2], where it is [n, 3]."""
+    return label_tokens(shown, prepared), label_events(shown, prepared), label_places(prepared)
 
 
 def label_tokens(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
@@ -101,6 +109,14 @@ def label_events(shown: Scene | Film | None, prepared: Prepared) -> np.ndarray:
         mine &= where[:, KIND] == PATCH
         labels[mine] = grid[where[mine, ROW], where[mine, COLUMN]]
     return labels
+
+
+def label_places(prepared: Prepared) -> np.ndarray:
+    """Frame, row and column [n, 3] of every vision token; IGNORED for newlines."""
+    places = prepared.where[:, [FRAME, ROW, COLUMN]].astype(np.int64)
+    places = np.minimum(places, np.array(PLACE) - 1)
+    places[prepared.where[:, KIND] != PATCH] = IGNORED
+    return places
 
 
 def _so_far(event: Event, frame: int) -> tuple[int, int]:

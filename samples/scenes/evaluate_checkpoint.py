@@ -19,10 +19,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 import tyro
+from batch import Batch
 from card import Tally, write_card
 from losses import question_hits
 from mixture import ALL_GROUPS, make_row
-from rows import Answered, Batch, Row, Writer
+from rows import Answered, Row, Writer
 from torch import nn
 
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, EVENT, IGNORED
+from batch import Batch, attention_bias
+from cells import CLASSES, EVENT, IGNORED, PLACE
 from demos import Demo
 from mixture import ALL_GROUPS
 from network import BLOCKED, run_text
-from referents import DOES, MEANT, PLACE, classes_loss
-from rows import Batch, attention_bias
+from referents import DOES, MEANT, classes_loss
 from torch import Tensor, nn
 
 CELL_LABELS = ("shape", "color", "size", "digit")

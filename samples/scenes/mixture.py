@@ -1,10 +1,13 @@
 """Which rows a training step sees: sizes, layouts, questions; a function of (seed, step)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import TypeAlias
 
-from rows import Answered, Batch, Part, Row, Writer
+from batch import Batch
+from demos import Demo
+from rows import Answered, Part, Row, Writer
 from tokenizer import SYSTEM_PROMPTS
 
 from tokprune.scenes import (
@@ -70,6 +73,34 @@ def make_batch(writer: Writer, seed: int, step: int, done: float, *, factor: int
     systems = 0.1 if done >= plan.layouts_from else 0.0
     made = [make_row(rng, grid, layout, systems) for _ in range(factor * rows)]
     return writer.batch(made, band.side_px)
+
+
+def with_films(demo: Demo, share: float) -> Demo:
+    """The demo with another share of videos."""
+    plan = demo.plan
+    return replace(demo, plan=replace(plan, layouts={**plan.layouts, "film": share}))
+
+
+def make_development(writer: Writer) -> dict[str, list[Batch]]:
+    """A small fixed set by size and layout: layout, grid, batches, rows in each."""
+    sets = {
+        "64": ("plain", (8, 8), 6, 10),
+        "196": ("plain", (14, 14), 12, 8),
+        "talk": ("talk", (8, 8), 3, 8),
+        "several": ("several", (8, 8), 4, 6),
+        "first": ("first", (8, 8), 4, 16),
+        "later": ("later", (8, 8), 4, 6),
+        "film": ("film", (6, 6), 6, 10),
+    }
+    made: dict[str, list[Batch]] = {}
+    for name, (layout, grid, count, rows) in sets.items():
+        if layout != "plain" and layout not in writer.demo.plan.layouts:
+            continue
+        rng = Random(f"development/{name}")
+        made[name] = [
+            writer.batch([make_row(rng, grid, layout) for _ in range(rows)]) for _ in range(count)
+        ]
+    return made
 
 
 def _now(weights: Weights, done: float) -> tuple[float, ...]:

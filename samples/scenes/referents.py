@@ -9,7 +9,7 @@ import re
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, EVENT, EVENTS, IGNORED, LONGEST_FILM
+from cells import CLASSES, EVENT, EVENTS, IGNORED, LONGEST_FILM, LONGEST_SIDE
 from torch import Tensor
 
 from tokprune.scenes import Scene
@@ -17,8 +17,6 @@ from tokprune.scenes.film import Film, moved
 from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX, Thing
 from tokprune.types import Region
 
-LONGEST_SIDE = 24  # vision tokens
-PLACE = (LONGEST_FILM, LONGEST_SIDE, LONGEST_SIDE)  # frame, row and column of a token
 PLACED = (LONGEST_SIDE, LONGEST_SIDE, 3, 3)  # row and column, thirds of the picture
 MEANT = (2, *PLACED, *CLASSES)  # is there such a thing, where, and what it is
 # In a film: what it does, from which frame on, the colour that it turns, and where it is at last.

@@ -6,15 +6,16 @@ the pictures, videos and positions of `tokprune.families`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from cells import IGNORED, label_events, label_tokens
+from batch import PAD_SEGMENT, Batch
+from cells import IGNORED, labels_of
 from demos import DEMOS
-from referents import PLACE, REFERENT, find_referents
+from referents import REFERENT, find_referents
 from torch import Tensor
 
 from tokprune.families import FAMILIES, Processor, Span
@@ -23,12 +24,11 @@ from tokprune.manifest import Piece
 from tokprune.scenes import Scene, draw
 from tokprune.scenes.film import Film, draw_film
 from tokprune.scenes.film_suite import FPS
-from tokprune.types import COLUMN, FRAME, KIND, PATCH, PICTURE, ROW, Clip, Medium, Prepared
+from tokprune.types import PICTURE, Clip, Medium, Prepared
 from tokprune_export.chat_template import Template, compile_chat
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.records import tokens
 
-PAD_SEGMENT = -1
 Drawn: TypeAlias = Scene | Film | Medium  # to be drawn, or drawn
 
 
@@ -53,30 +53,6 @@ class Row:
     prefix: tuple[Part, ...]
     branches: tuple[tuple[Part, ...], ...]
     system: str | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tensors of some rows. n counts the vision tokens of all of them."""
-
-    pixels: dict[str, Tensor]  # what the family's `encode` takes
-    cells: Tensor  # [n, 4] what each vision token shows, see cells.py
-    events: Tensor  # [n, 2] in a film: what the thing there has done so far, and since when
-    places: Tensor  # [n, 3] frame, row and column of each vision token
-    ids: Tensor  # [b, s]
-    slots: Tensor  # [b, s] whether a vision token stands there
-    labels: Tensor  # [b, s] the next token where it is answered, else IGNORED
-    segments: Tensor  # [b, s] 0 prefix, 1.. branches, PAD_SEGMENT
-    groups: Tensor  # [b, s]
-    questions: Tensor  # [b, s] number of the question that a label belongs to
-    positions: Tensor  # [p, b, s]
-    referents: Tensor  # [b, s, parts] classes of the thing that a phrase means, at its last token
-
-    def to(self, device: str) -> "Batch":
-        """The same on a device."""
-        names = [f.name for f in fields(self) if f.name != "pixels"]
-        moved = {name: getattr(self, name).to(device) for name in names}
-        return replace(self, pixels={k: v.to(device) for k, v in self.pixels.items()}, **moved)
 
 
 @dataclass
@@ -171,13 +147,13 @@ class Writer:
             for token, classes in line.referents:
                 referents[index, token] = classes
         shown = [(line, prepared) for line in lines for prepared in line.shown]
-        cells = [label_tokens(_scene(line, prepared), prepared) for line, prepared in shown]
-        events = [label_events(_scene(line, prepared), prepared) for line, prepared in shown]
+        labels = [labels_of(_scene(line, prepared), prepared) for line, prepared in shown]
+        cells, events, places = map(np.concatenate, zip(*labels, strict=True))
         return Batch(
             pixels=self.demo.pixels([prepared for _, prepared in shown]),
-            cells=torch.from_numpy(np.concatenate(cells)),
-            events=torch.from_numpy(np.concatenate(events)),
-            places=torch.from_numpy(np.concatenate([_places(prepared) for _, prepared in shown])),
+            cells=torch.from_numpy(cells),
+            events=torch.from_numpy(events),
+            places=torch.from_numpy(places),
             ids=table("ids", 0),
             slots=table("slots", 0).bool(),
             labels=table("labels", IGNORED),
@@ -322,21 +298,3 @@ def draw_medium(medium: Drawn) -> Medium:
 def _scene(line: _Line, prepared: Prepared) -> Scene | Film | None:
     drawn = line.drawn[int(prepared.where[0, PICTURE])]
     return drawn if isinstance(drawn, Scene | Film) else None
-
-
-def _places(prepared: Prepared) -> np.ndarray:
-    """Frame, row and column [n, 3] of every vision token; IGNORED for newlines."""
-    places = prepared.where[:, [FRAME, ROW, COLUMN]].astype(np.int64)
-    places = np.minimum(places, np.array(PLACE) - 1)
-    places[prepared.where[:, KIND] != PATCH] = IGNORED
-    return places
-
-
-def attention_bias(segments: Tensor, blocked: float) -> Tensor:
-    """[b, 1, s, s]: causal, and a branch sees the prefix and itself."""
-    keys, queries = segments[:, None, :], segments[:, :, None]
-    seen = ((keys == 0) | (keys == queries)) & (keys != PAD_SEGMENT)
-    length = segments.shape[1]
-    seen &= torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen |= torch.eye(length, dtype=torch.bool, device=segments.device)  # no empty row
-    return torch.zeros(seen.shape, device=segments.device).masked_fill_(~seen, blocked)[:, None]

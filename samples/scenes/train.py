@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from random import Random
@@ -26,13 +26,14 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from batch import Batch
 from checkpoint import load_state, save_state
 from curve import plot_curve
 from demos import DEMOS, Demo
 from losses import Heads, Learner, batch_loss, exact_match
-from mixture import make_batch, make_row
+from mixture import make_batch, make_development, with_films
 from network import take_over, whitened
-from rows import Batch, Row, Writer
+from rows import Row, Writer
 from torch import nn
 
 from tokprune.loading import open_tokenizer
@@ -278,34 +279,6 @@ def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
             done = options.begin + (1 - options.begin) * done
         queue.put(make_batch(writer, options.seed, step, done, factor=options.batch_factor))
     Event().wait()  # its tensors are gone with the process, and some may wait to be taken
-
-
-def with_films(demo: Demo, share: float) -> Demo:
-    """The demo with another share of videos."""
-    plan = demo.plan
-    return replace(demo, plan=replace(plan, layouts={**plan.layouts, "film": share}))
-
-
-def make_development(writer: Writer) -> dict[str, list[Batch]]:
-    """A small fixed set by size and layout: layout, grid, batches, rows in each."""
-    sets = {
-        "64": ("plain", (8, 8), 6, 10),
-        "196": ("plain", (14, 14), 12, 8),
-        "talk": ("talk", (8, 8), 3, 8),
-        "several": ("several", (8, 8), 4, 6),
-        "first": ("first", (8, 8), 4, 16),
-        "later": ("later", (8, 8), 4, 6),
-        "film": ("film", (6, 6), 6, 10),
-    }
-    made: dict[str, list[Batch]] = {}
-    for name, (layout, grid, count, rows) in sets.items():
-        if layout != "plain" and layout not in writer.demo.plan.layouts:
-            continue
-        rng = Random(f"development/{name}")
-        made[name] = [
-            writer.batch([make_row(rng, grid, layout) for _ in range(rows)]) for _ in range(count)
-        ]
-    return made
 
 
 def main() -> None:
