@@ -20,8 +20,8 @@ class Floor(NamedTuple):
 
 
 PICTURES = {
-    "qwen2_vl": Floor(0.88, 0.92),
-    "llava_onevision": Floor(0.79, 0.9),
+    "qwen2_vl": Floor(0.84, 0.9),
+    "llava_onevision": Floor(0.82, 0.9),
     "vila": Floor(0.77, 0.92),
 }
 VIDEOS = {"qwen2_vl": Floor(0.76, 0.82), "llava_onevision": Floor(0.74, 0.79)}
