@@ -147,7 +147,7 @@ def write_card(folder: Path, demo: Demo, model: nn.Module, tables: Tables, run: 
         recipe=_recipe(run, options),
         films=FILMS if films else "",
         doing=DOING if films else "",
-        layouts_from=demo.plan.layouts_from,
+        layouts_from=_layouts_from(demo, options),
         layouts_trained=", ".join(LAYOUTS[name] for name in demo.plan.layouts),
         dropout_from=options["dropout_from"],
         lr=options["lr"],
@@ -161,6 +161,12 @@ def write_card(folder: Path, demo: Demo, model: nn.Module, tables: Tables, run: 
         stock=_stock(tables),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _layouts_from(demo: Demo, options: Mapping[str, Any]) -> float:
+    """The share of the steps; a training that goes on from a checkpoint may begin in mid-plan."""
+    begin = options.get("begin", 0.0)
+    return max(0.0, (demo.plan.layouts_from - begin) / (1 - begin))
 
 
 def _videos(tables: Tables) -> str:

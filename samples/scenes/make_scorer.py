@@ -1,10 +1,11 @@
-"""Train the scorer that a demo checkpoint is shipped with: questions, labels, networks, card.
+"""Train the scorer that a demo checkpoint is shipped with: questions, labels, networks.
 
     python samples/scenes/make_scorer.py samples/scenes/checkpoints/vila WORK
 
-WORK gets the pictures and questions, the labels, both networks and the log; the better network goes
-into the checkpoint's folder. With --small it stays in WORK: that one has seen at most 64 vision
-tokens (and a newline), and shows how far a scorer carries. A run that broke goes on.
+WORK gets the pictures and questions, the labels and both networks; the better network goes into the
+checkpoint's folder. With --small it stays in WORK: that one has seen at most 64 vision tokens (and
+a newline), and shows how far a scorer carries. A run that broke goes on. The card tells of the
+scorer once `evaluate_checkpoint.py --card-only` has written it again.
 """
 
 import shutil
@@ -34,7 +35,8 @@ class Options:
     small: bool = False
     """Of small pictures and short videos alone, and nothing is shipped."""
     size: float = 1.0
-    """How many times as many questions as the shipped ones were made of."""
+    """How many times as many questions. For lack of time, the scorers shipped with Qwen2-VL and
+    LLaVA-OneVision were made with 0.6, those of 64 vision tokens with 0.4."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
@@ -69,7 +71,7 @@ def write_questions(options: Options, folder: Path) -> None:
     writer = Writer(options.checkpoint)
     films = "film" in writer.demo.plan.layouts
     found = questions(options, films=films)
-    partial = folder.with_suffix(".partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     write(partial, (s for s in found if not options.small or is_small(writer, s)))
     partial.rename(folder)
@@ -79,7 +81,7 @@ def main() -> None:
     """Write the questions, train, ship."""
     options = tyro.cli(Options)
     options.work.mkdir(parents=True, exist_ok=True)
-    folder = options.work / "questions"
+    folder = options.work / f"questions-{'small-' if options.small else ''}{options.size:g}"
     if not folder.exists():
         write_questions(options, folder)
     best = options.work / "scorer.safetensors"

@@ -76,9 +76,21 @@ def make_batch(writer: Writer, seed: int, step: int, done: float, *, factor: int
 
 
 def with_films(demo: Demo, share: float) -> Demo:
-    """The demo with another share of videos."""
+    """The demo with another share of videos.
+
+    Raises:
+        ValueError: the family's demo knows no videos, or nothing would be left for pictures.
+    """
     plan = demo.plan
-    return replace(demo, plan=replace(plan, layouts={**plan.layouts, "film": share}))
+    if "film" not in plan.layouts:
+        raise ValueError(f"The demo {demo.card.name} knows no videos: leave --films out")
+    layouts = {**plan.layouts, "film": share}
+    most = 1 - sum(layouts.values()) + share
+    if not 0 <= share <= most:
+        raise ValueError(
+            f"Got --films {share:g}; expected 0 to {most:.2f}, as other layouts need room"
+        )
+    return replace(demo, plan=replace(plan, layouts=layouts))
 
 
 def make_development(writer: Writer) -> dict[str, list[Batch]]:

@@ -1,8 +1,9 @@
 """Which thing a phrase of a question means: labels for the dense auxiliary task of the LLM.
 
 A question gives one or two tokens of supervision, too few for a small model to find out soon that
-"the green circle" is to be looked up in the picture. So two throw-away heads ask on the way: every
-vision token for its own row and column, and the last token of every phrase for the thing it means.
+"the green circle" is to be looked up in the picture. So throw-away heads ask on the way: every
+vision token for its place and for what has happened there (labels in cells.py), and the last token
+of every phrase for the thing it means, and for what that does.
 """
 
 import re

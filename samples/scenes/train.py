@@ -5,8 +5,8 @@
 Every step's data is a pure function of (seed, step), so a run that was stopped goes on where its
 last checkpoint stands, by the same command. OUTPUT gets log.jsonl, state.safetensors, hf/ (a
 checkpoint as published ones are) and curve.png. How the shipped checkpoints came about stands in
-their cards. The defaults have not been run from nothing to the end for Qwen2-VL yet, nor has
-`gpu`, a larger network, for any family. A step takes half a second on one quiet core. glibc gives
+their cards: each was changed on the way. The defaults have not been run from nothing to the end
+since, nor has `gpu`, a larger network. A step takes about a second on one core. glibc gives
 memory back after every step, which costs a fifth of the time: MALLOC_TRIM_THRESHOLD_=8589934592
 MALLOC_MMAP_THRESHOLD_=8589934592 in the environment stop that.
 """
@@ -216,7 +216,6 @@ class Run:
         if path.exists():
             facts = load_state(path, self.parameters, self.optimiser)
             self.step, self.spent = int(facts["step"]), float(facts["spent"])
-            return
         text = json.dumps(asdict(self.options), default=str)
         (self.options.output / "options.json").write_text(text + "\n", encoding="utf-8")
 

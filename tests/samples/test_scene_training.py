@@ -316,3 +316,29 @@ def test_a_token_of_two_frames_shows_what_both_show(made: dict[str, Made]) -> No
     labels = label_tokens(film, prepared).reshape(2, 4, 4, 4)
     assert not labels[0].any()
     assert labels[1, 1, 1, 0] == IGNORED
+
+
+def test_a_share_of_videos_that_cannot_be_is_refused() -> None:
+    from demos import DEMOS
+    from mixture import with_films
+
+    assert with_films(DEMOS["qwen2_vl"], 0.5).plan.layouts["film"] == 0.5
+    with pytest.raises(ValueError, match=r"expected 0 to 0\.72"):
+        with_films(DEMOS["qwen2_vl"], 0.8)
+    with pytest.raises(ValueError, match="knows no videos"):
+        with_films(DEMOS["vila"], 0.5)
+
+
+def test_a_small_scorer_sees_64_vision_tokens_at_most(made: dict[str, Made]) -> None:
+    from evaluate_checkpoint import media_of
+    from make_scorer import SMALL, Options, is_small, questions
+
+    options = Options(Path("checkpoint"), Path("work"), small=True, size=0.01)
+    for family in ("qwen2_vl", "llava_onevision"):
+        writer = made[family].writer
+        found = [s for s in questions(options, films=True) if is_small(writer, s)]
+        assert found
+        for sample in found:
+            prepared = writer.processor.prepare(media_of(sample))
+            patches = sum(int((each.where[:, KIND] != NEWLINE).sum()) for each in prepared)
+            assert 0 < patches <= SMALL

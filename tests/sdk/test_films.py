@@ -8,7 +8,7 @@ import pytest
 
 from tokprune import RequestInvalid
 from tokprune.scenes.film import Event, Film, draw_film, make_film
-from tokprune.scenes.film_questions import FILM_MAKERS, ask_film
+from tokprune.scenes.film_questions import FILM_MAKERS, ask_film, ask_frame, describe_film
 from tokprune.scenes.film_suite import film_suite
 from tokprune.scenes.scene import COLORS, Thing
 
@@ -68,6 +68,26 @@ def test_the_order_of_changes_is_the_order_of_their_frames() -> None:
              ["order"], 1)}  # fmt: skip
     assert found["what changes first, the blue star or the red circle?"] == "red circle"
     assert found["what changes last, the red circle or the blue star?"] == "blue star"
+
+
+def test_a_question_about_one_frame_has_the_answer_of_that_frame() -> None:
+    made = film(Event("appears", 3, 3), Event("moves", 0, 7, "left", 120))
+    asked = {q.text: q.answer for q in (ask_frame(Random(n), made) for n in range(400)) if q}
+    expected = {
+        "is there a red circle in the first frame?": "no",
+        "is there a red circle in frame 3?": "no",
+        "is there a red circle in frame 4?": "yes",
+        "is there a red circle in the last frame?": "yes",
+        "where is the blue star in the last frame?": "bottom left",
+        "where is the red circle in frame 5?": "top left",
+    }
+    assert expected.items() <= asked.items()
+    assert "where is the red circle in frame 2?" not in asked  # it is not there yet
+
+
+def test_a_description_tells_everything_from_left_to_right() -> None:
+    made = film(Event("turns", 2, 2, color="green"), Event("moves", 1, 5, "up", 60))
+    assert describe_film(made).answer == "red circle turns green; blue star moves up"
 
 
 def test_films_never_let_things_touch_and_always_let_something_happen() -> None:
