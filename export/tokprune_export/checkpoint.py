@@ -1,4 +1,4 @@
-"""A checkpoint folder: found or downloaded, checked without loading it, then loaded."""
+"""A checkpoint folder: found or downloaded, checked without loading it."""
 
 import atexit
 import os
@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +17,7 @@ from tokprune.families import FAMILIES, Processor
 from tokprune_export import vila_checkpoint
 from tokprune_export.errors import ExportRefused
 from tokprune_export.layouts import Config, Layout, read_json
-from tokprune_export.weights import shapes, weight_files
-
-if TYPE_CHECKING:
-    from torch import nn
+from tokprune_export.weights import shapes
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -128,52 +125,6 @@ def quiet_transformers() -> Generator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def load_module(kind: Any, folder: Path, config: Any, layers: int | None = None) -> Any:
-    """Load a class of transformers from safetensors in float32, all weights found or refused.
-
-    With `layers`, only so many layers of the decoder in `config.text_config` (changed in place).
-    """
-    import torch
-
-    if layers is not None:
-        config.text_config.num_hidden_layers = layers
-        config.text_config.layer_types = config.text_config.layer_types[:layers]
-    with quiet_transformers():
-        model, report = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    _refuse_missing(folder, [*report["missing_keys"], *report["mismatched_keys"]])
-    return model.eval().requires_grad_(requires_grad=False)
-
-
-def load_weights(module: "nn.Module", folder: Path) -> None:
-    """Give a module that is not of transformers its weights in float32, all found or refused."""
-    from safetensors.torch import load_file
-
-    there = {k: v for path in weight_files(folder) for k, v in load_file(path).items()}
-    wanted = {name: value.shape for name, value in module.state_dict().items()}
-    _refuse_missing(
-        folder,
-        [name for name in wanted if name not in there or there[name].shape != wanted[name]],
-    )
-    module.load_state_dict({name: there[name].float() for name in wanted}, assign=True)
-    module.eval().requires_grad_(requires_grad=False)
-
-
-def _refuse_missing(folder: Path, names: list[Any]) -> None:
-    if names:
-        wrong = sorted(map(str, names))
-        listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ExportRefused(
-            f"{folder} lacks weights that config.json asks for: {listed}. Get the whole checkpoint"
-        )
 
 
 def _checked(folder: Path, name: str, revision: str | None) -> Checkpoint:

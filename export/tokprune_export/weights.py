@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokprune_export.errors import ExportRefused
 from tokprune_export.layouts import WHOLE, read_json
 
 INDEX = "model.safetensors.index.json"
 HEADER_BYTES = 100_000_000  # safetensors' own bound
+
+
+class Stored(NamedTuple):
+    """One weight, as a header tells of it."""
+
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name: "BF16", "F16", "F32"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -38,14 +45,20 @@ def weight_files(folder: Path) -> list[Path]:
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Read every header; a file that was cut off is found here, before any work."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
-        found |= _header(path)
-    return found
+    return {
+        name: stored.shape
+        for path in weight_files(folder)
+        for name, stored in _header(path).items()
+    }
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in one safetensors file, whose length must be what its header says."""
+def dtypes(folder: Path) -> set[str]:
+    """Tell in which dtypes the weights of one folder are stored, by safetensors' names."""
+    return {stored.dtype for path in weight_files(folder) for stored in _header(path).values()}
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    """Return what is in one safetensors file, whose length must be what its header says."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -54,7 +67,10 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         end = max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
-        found = {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items()}
+        found = {
+            name: Stored(tuple(map(int, tensor["shape"])), str(tensor["dtype"]))
+            for name, tensor in header.items()
+        }
     except FileNotFoundError:
         raise ExportRefused(f"There is no {path}: {WHOLE}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

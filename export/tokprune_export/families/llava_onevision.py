@@ -17,11 +17,11 @@ from tokprune.families import Span, anyres
 from tokprune.families.anyres import Hw, Tiler
 from tokprune.families.llava_onevision import TileSettings, from_tiles
 from tokprune.types import Array, Prepared
-from tokprune_export.checkpoint import load_module
 from tokprune_export.decoder import Linear, TextModel, frozen
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.loading import load_module
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.siglip import Siglip
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from tokprune.families import qwen2_5_vl as numpy_half
 from tokprune.families.qwen2_5_vl import Encoder, with_windows
 from tokprune.families.qwen2_vl import patch_positions
-from tokprune_export.checkpoint import load_module
 from tokprune_export.decoder import Linear, RmsNorm, frozen, rotate
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families import qwen2_vl
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.mrope_trials import Clip, make_trials
 from tokprune_export.families.qwen2_vl import patch_rotation
+from tokprune_export.loading import load_module
 from tokprune_export.onnx import Input, Output, Source
 
 

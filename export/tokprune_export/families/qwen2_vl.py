@@ -12,12 +12,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tokprune.families.qwen2_vl import patch_positions
-from tokprune_export.checkpoint import load_module
 from tokprune_export.decoder import Linear, TextModel, frozen, rotate
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.mrope_trials import TOKEN_IDS, Clip, make_trials
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.loading import load_module
 from tokprune_export.onnx import Input, Output, Source
 
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 from tokprune.families import Span
 from tokprune.families.vila import ARRANGEMENTS, PADDED, RESIZED, Grid, from_pixels, grid_of
 from tokprune.types import Prepared
-from tokprune_export.checkpoint import load_module, load_weights
 from tokprune_export.decoder import Linear, TextModel
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.loading import load_module, load_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.siglip import Siglip
 from tokprune_export.vila_checkpoint import LLM, PROJECTOR, TOWER, read_config
