@@ -22,8 +22,10 @@ from tokprune.selectors.baselines import mean_attention, random_tokens, uniform
 from tokprune.selectors.relevance import (
     NEVER,
     attention_coverage,
+    attention_spread,
     relevance,
     relevance_coverage,
+    relevance_spread,
 )
 from tokprune.types import (
     Array,
@@ -47,7 +49,6 @@ from tokprune_export.teacher import Asked, Teacher, open_teacher
 
 FULL, DEFAULT = "full", "default"
 SEEDS = (0, 1, 2)
-COVERAGE_SHARES = (0.25, 0.5, 0.75)
 ALWAYS = 0.0  # the kept share from which on size bias is used
 MAX_NEW_TOKENS = 24
 
@@ -228,25 +229,21 @@ def rankings(
     yield "uniform + size bias", Ranking(lattice.take, size_bias=lambda _: True)
     for name, values in scores.items():
         yield name, ranked(relevance(_fixed(values)))
-    yield "attention-coverage", ranked(attention_coverage)
-    yield DEFAULT, ranked(relevance_coverage(_fixed(scores[own])))
+    yield "attention-spread", ranked(attention_spread)
+    yield DEFAULT, ranked(relevance_spread(_fixed(scores[own])))
     yield (
         f"{DEFAULT}, no attention",
-        ranked(relevance_coverage(_fixed(scores[own]), attention_share=0.0)),
+        ranked(relevance_spread(_fixed(scores[own]), attention_share=0.0)),
     )
-    for share in COVERAGE_SHARES:
-        for start, suffix in ((NEVER, ""), (ALWAYS, " + size bias")):
-            mixed = relevance_coverage(
-                _fixed(scores[own]), coverage_share=share, size_bias_from=start
-            )
-            yield f"coverage {share:g}{suffix}", ranked(mixed)
+    yield "attention-coverage", ranked(attention_coverage)
+    for start, suffix in ((NEVER, ""), (ALWAYS, " + size bias")):
+        covered = relevance_coverage(_fixed(scores[own]), size_bias_from=start)
+        yield f"relevance-coverage{suffix}", ranked(covered)
     if "oracle" in scores:
-        mixed = relevance_coverage(
-            _fixed(scores["oracle"]), attention_share=0.0, coverage_share=0.5
-        )
-        yield "oracle + coverage 0.5", ranked(mixed)
+        selector = relevance_spread(_fixed(scores["oracle"]), attention_share=0.0)
+        yield "oracle + spread", ranked(selector)
     yield f"{own}, question shuffled", ranked(relevance(_fixed(shuffled)))
-    yield f"{DEFAULT}, question shuffled", ranked(relevance_coverage(_fixed(shuffled)))
+    yield f"{DEFAULT}, question shuffled", ranked(relevance_spread(_fixed(shuffled)))
 
 
 def _fixed(scores: Scores) -> SelectorsScorer:

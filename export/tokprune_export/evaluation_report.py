@@ -13,7 +13,7 @@ from tokprune_export.answer_cells import FULL, Record
 
 Results: TypeAlias = dict[str, Any]  # as results.json has it
 RANDOM = "random"
-RIVALS = (RANDOM, "uniform", "uniform + size bias", "attention", "attention-coverage")
+RIVALS = (RANDOM, "uniform", "uniform + size bias", "attention", "attention-spread")
 RESAMPLES = 5_000
 
 

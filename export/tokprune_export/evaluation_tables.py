@@ -9,7 +9,7 @@ import numpy as np
 from tokprune_export.answer_cells import DEFAULT, FULL
 from tokprune_export.evaluation_report import RANDOM, Results
 
-PLOTTED = (RANDOM, "uniform", "attention", "attention-coverage", "oracle", DEFAULT)
+PLOTTED = (RANDOM, "uniform", "attention", "attention-spread", "oracle", DEFAULT)
 
 
 def markdown(results: Results) -> str:

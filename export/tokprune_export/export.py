@@ -33,8 +33,8 @@ from tokprune_export.oracle import Expected, observe
 from tokprune_export.scorers import Scorer as ScorerFile
 from tokprune_export.scorers import load_scorer
 
-TRAINED_SELECTOR = "relevance-coverage"
-UNTRAINED_SELECTOR = "attention-coverage"
+TRAINED_SELECTOR = "relevance-spread"
+UNTRAINED_SELECTOR = "attention-spread"
 
 Step: TypeAlias = Callable[[str], None]  # told the name of each step as it begins
 Outcome: TypeAlias = Callable[[Sequence[parity.Row]], None]  # told how the gate went, good or bad

@@ -21,7 +21,7 @@ def members(where: Int32[Array, "n 7"], region: Region) -> Int64[Array, " m"]:
     return np.flatnonzero(same & (where[:, KIND] != NEWLINE))
 
 
-def newlines_last(order: Int64[Array, " n"], where: Int32[Array, "n 7"]) -> Int64[Array, " n"]:
+def newlines_last(order: Int64[Array, " k"], where: Int32[Array, "n 7"]) -> Int64[Array, " k"]:
     """Put newlines behind all patches: `select` keeps them with their rows."""
     return order[np.argsort(where[order, KIND] == NEWLINE, kind="stable")]
 

@@ -46,8 +46,9 @@ class Ask:
     budget: str = "0.5"
     """Vision tokens that may enter the LLM: a share (0.5) or a count (128)."""
     selector: str | None = None
-    """How tokens are chosen; the bundle's default if not given. One of relevance,
-    relevance-coverage, attention, attention-coverage, random, uniform."""
+    """How tokens are chosen; the bundle's default if not given. One of
+    relevance-spread, relevance-coverage, relevance, attention-spread, attention-coverage,
+    attention, random, uniform."""
     max_new_tokens: int = 128
     """Bound of the answer's length."""
     system: str | None = None

@@ -40,7 +40,8 @@ def with_newlines(take: Take, where: Int32[Array, "n 7"], k: int) -> Int64[Array
 
     As many patches are taken as fit in k with their newlines. Places that are left then go to the
     next patches of rows that are kept already or have no newline, and where there are none of
-    these, to the next tokens whatever their rows. Where `take` ranks newlines, that is ignored.
+    these, to the next tokens whatever their rows. Where `take` ranks newlines, that is ignored. No
+    more of its order is asked for than that takes: to make it may be costly.
     """
     total, newline = len(where), where[:, KIND] == NEWLINE
     if not newline.any():
@@ -58,8 +59,14 @@ def with_newlines(take: Take, where: Int32[Array, "n 7"], k: int) -> Int64[Array
     while exceeds - fits > 1:
         middle = (fits + exceeds) // 2
         fits, exceeds = (middle, exceeds) if kept(middle).sum() <= k else (fits, middle)
-    keep, order = kept(fits), newlines_last(take(total), where)
-    free = ~newline & ((ends < 0) | keep[ends])
+    keep = kept(fits)
+    places = k - int(keep.sum())
+    free, seen = ~newline & ((ends < 0) | keep[ends]) & ~keep, fits + places
+    while True:
+        order = newlines_last(take(min(seen, total)), where)
+        if seen >= total or free[order].sum() >= places:
+            break
+        seen *= 2
     for candidates in (order[free[order]], order):
         rest = candidates[~keep[candidates]]
         keep[rest[: k - int(keep.sum())]] = True

@@ -32,7 +32,7 @@ KEEP = (1.0, 0.5, 0.25, 0.1)
 TOLERANCE = {0.5: 0.05, 0.25: 0.05, 0.1: 0.10}  # of the ratio of FLOPs
 OVERHEAD = 0.003  # of the unpruned prefill
 STAGES = ("first_layer", "scorer", "select", "gather")
-SELECTOR = "relevance-coverage"
+SELECTOR = "relevance-spread"
 BUILT = Path(__file__).parents[2] / "build" / "benchmarks" / f"real_size-{real_size.sources()}"
 
 

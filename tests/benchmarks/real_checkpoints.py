@@ -141,7 +141,9 @@ def _write_model(folder: Path, kind: Any, config: Any) -> None:
     given = _read(folder / "config.json")
     config.architectures = given["architectures"]
     config.save_pretrained(folder)
-    _write_weights(folder, model, tied=bool(config.get_text_config().tie_word_embeddings))
+    _write_weights(
+        folder, model, tied=bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+    )
 
 
 def _write_weights(folder: Path, model: torch.nn.Module, *, tied: bool) -> None:

@@ -1,11 +1,12 @@
-"""How relevance-coverage was set: scores, share of coverage and size bias on the development split.
+"""How the default selector was chosen: scores, orders and their weights on the development split.
 
-    python tests/benchmarks/selector_settings.py BUNDLE PAPER_SCORER --samples 900
+    python tests/benchmarks/selector_settings.py BUNDLE PAPER_SCORER qwen2_vl-pictures
+    python tests/benchmarks/selector_settings.py BUNDLE PAPER_SCORER qwen2_vl-videos --frames 8 \\
+        --tokens 36
 
-Writes docs/results/selector-settings.json: share of the full accuracy for every setting. About five
-minutes on two cores for the demo bundle; the settings stand in tokprune/selectors/relevance.py.
-With --frames 8 --tokens 64 or --data FILE, the questions are about videos, or your own: give
-another --out.
+Writes docs/results/selector-settings/NAME.json: share of the full accuracy for every setting. Ten
+minutes on two cores for a demo bundle; the settings stand in tokprune/selectors/spread.py and
+relevance.py. With --data FILE the questions are your own.
 """
 
 import json
@@ -23,14 +24,22 @@ from tokprune.budgets import KeepRatio
 from tokprune.selection import keep_all, select
 from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.relevance import NEVER, covering
+from tokprune.selectors.selector import descending, prefix_of
+from tokprune.selectors.spread import Scale, spread
+from tokprune.types import Ranking, Scores, VisionTokens
 from tokprune_export import answer_cells
 from tokprune_export.answer_cells import Answers, Seen, Setup, Task
 from tokprune_export.errors import placed
 from tokprune_export.evaluate import EvaluateOptions, tasks
 
-TARGET = RESULTS / "selector-settings.json"
-COVERAGE = (0.0, 0.25, 0.5, 0.75)
-KEPT = (0.5, 0.25, 0.125, 0.06)
+TARGET = RESULTS / "selector-settings"
+KEPT = (0.5, 0.25, 0.125)
+SCALES = {
+    f"spread, place {place:g}, time {time:g}, power {power:g}": Scale(place, time, power)
+    for place, time in ((1.0, 1.0), (2.0, 2.0), (1.0, 2.0), (4.0, 4.0))
+    for power in (0.5, 1.0, 2.0)
+}
+PLAIN = next(name for name, scale in SCALES.items() if scale == Scale())  # the default
 Hits = dict[str, bool]  # "scores, coverage 0.5, bias @ 0.25" -> right
 
 
@@ -42,7 +51,9 @@ class Options:
     """Exported with the grid scorer."""
     paper_scorer: tyro.conf.Positional[Path]
     """The other network of the same training."""
-    samples: int = 900
+    name: tyro.conf.Positional[str]
+    """Of the file to write."""
+    samples: int = 600
     tokens: int = 196
     """Vision tokens of a drawn picture, or of a frame."""
     frames: int | None = None
@@ -50,7 +61,7 @@ class Options:
     data: Path | None = None
     """Ask these questions (JSON lines, as tokprune-train reads them) and no drawn scenes."""
     out: Path = TARGET
-    """The file to write."""
+    """Folder of the file to write."""
     processes: int = 2
 
 
@@ -64,23 +75,38 @@ def ask(setup: Setup, task: Task) -> Hits:
     answers = Answers(vlm, Seen(prompt, vision, first))
     attention, grid = mean_attention(first), vlm.scorer(vision, first)
     paper = answer_cells.run_scorer(next(iter(scorers.values())), vision, first)
-    given = {
-        "attention": attention,
-        "paper": paper,
-        "grid": grid,
-        "grid + paper": (grid + paper) / 2,
-        "grid + attention": (grid + attention) / 2,
-    }
     text, _ = answers(select(keep_all(len(vision.embeds)), vision, KeepRatio(1.0)))
     hits = {"full": text == task.answer}
-    for name, scores in given.items():
-        for share in COVERAGE:
-            for start, suffix in ((NEVER, ""), (0.0, ", size bias")):
-                ranking = covering(scores, vision, share, start)
-                for kept in KEPT:
-                    text, _ = answers(select(ranking, vision, KeepRatio(kept)))
-                    hits[f"{name}, coverage {share:g}{suffix} @ {kept:g}"] = text == task.answer
+    mixed = (grid + attention) / 2
+    tried: dict[str, Ranking] = {}
+    for name, scores in (
+        ("attention", attention),
+        ("paper", paper),
+        ("grid", grid),
+        ("grid + paper", (grid + paper) / 2),
+        ("3 grid + attention", (3 * grid + attention) / 4),
+        ("grid + 3 attention", (grid + 3 * attention) / 4),
+    ):
+        tried[f"{name}, alone"] = Ranking(prefix_of(descending(scores, vision)))
+        tried[f"{name}, {PLAIN}"] = Ranking(spread(scores, vision))
+    for name, ranking in orders(mixed, vision).items():
+        tried[f"grid + attention, {name}"] = ranking
+    for name, ranking in tried.items():
+        for kept in KEPT:
+            text, _ = answers(select(ranking, vision, KeepRatio(kept)))
+            hits[f"{name} @ {kept:g}"] = text == task.answer
     return hits
+
+
+def orders(scores: Scores, vision: VisionTokens) -> dict[str, Ranking]:
+    """Return every way to spend a budget on these scores."""
+    found = {"alone": Ranking(prefix_of(descending(scores, vision)))}
+    for share in (0.25, 0.5):
+        for start, suffix in ((NEVER, ""), (0.0, ", size bias")):
+            ranking = covering(scores, vision, share, start)
+            found[f"coverage {share:g}{suffix}"] = ranking
+    found |= {name: Ranking(spread(scores, vision, scale)) for name, scale in SCALES.items()}
+    return found
 
 
 def summarise(hits: Sequence[Hits]) -> dict[str, dict[str, float]]:
@@ -101,7 +127,7 @@ def main() -> None:
     setup = Setup(bundle=options.bundle, scorers=(options.paper_scorer,))
     asked = EvaluateOptions(
         options.bundle,
-        options.out.parent,
+        options.out,
         split="dev",
         tokens=options.tokens,
         frames=options.frames,
@@ -124,7 +150,9 @@ def write(options: Options, hits: Sequence[Hits]) -> None:
         "full_accuracy": round(sum(each["full"] for each in hits) / len(hits), 4),
         "share_of_full_accuracy": summarise(hits),
     }
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    options.out.mkdir(exist_ok=True)
+    text = json.dumps(content, indent=1) + "\n"
+    (options.out / f"{options.name}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,17 @@ def test_patches_of_a_nested_order_stay_when_the_budget_grows_but_for_the_filler
         before = keep
 
 
+def test_no_more_of_an_order_is_asked_for_than_is_needed() -> None:
+    order, asked = np.random.default_rng(3).permutation(TOTAL), [0]
+
+    def take(k: int) -> np.ndarray:
+        asked.append(k)
+        return order[:k]
+
+    select(Ranking(take), TILED, KeepCount(8))
+    assert max(asked) <= 16
+
+
 def test_one_place_and_nothing_but_rows_with_newlines_keeps_a_token_all_the_same() -> None:
     where = TILED.where[9:]
     vision = VisionTokens(TILED.embeds[9:], where, TILED.regions[1:])

@@ -7,8 +7,26 @@ from grids import first_layer, never, prompt_for, tiled_vision, vision_tokens
 from tokprune.selectors import SELECTORS, Selector
 from tokprune.selectors.baselines import attention, mean_attention, random_tokens, uniform
 from tokprune.selectors.coverage import coverage_order, farthest_point_order, lattice, shares
-from tokprune.selectors.relevance import attention_coverage, mixed, relevance_coverage
-from tokprune.types import KIND, PATCH, FirstLayer, VisionTokens
+from tokprune.selectors.relevance import (
+    attention_coverage,
+    attention_spread,
+    mixed,
+    relevance_coverage,
+    relevance_spread,
+)
+from tokprune.selectors.spread import points, spread
+from tokprune.types import (
+    COLUMN,
+    FRAME,
+    KIND,
+    NEWLINE,
+    PATCH,
+    PICTURE,
+    ROW,
+    FirstLayer,
+    Region,
+    VisionTokens,
+)
 
 VISION = vision_tokens((6, 7), (3, 8))
 TOTAL = 42 + 24
@@ -50,7 +68,9 @@ def test_every_selector_is_deterministic(name: str) -> None:
     assert first(20).tolist() == second(20).tolist()
 
 
-@pytest.mark.parametrize("name", ["relevance", "attention", "random"])
+@pytest.mark.parametrize(
+    "name", ["relevance", "relevance-spread", "attention", "attention-spread", "random"]
+)
 def test_nested_selectors_give_prefixes_of_one_order(name: str) -> None:
     take = ranked(SELECTORS[name](scorer))
     assert take(11).tolist() == take(50)[:11].tolist()
@@ -109,11 +129,12 @@ def test_relevance_and_attention_weigh_the_same_unless_told_otherwise() -> None:
     attended = first_layer(VISION, np.eye(TOTAL, dtype=np.float32)[5])
     for share, expected in ((None, (0.5, 0.5)), (0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))):
         given = {} if share is None else {"attention_share": share}
-        made = relevance_coverage(lambda *_: relevant, **given)
-        scores = made(prompt_for(VISION), VISION, lambda: attended).scores
-        assert scores is not None
-        assert (scores[3], scores[5]) == pytest.approx(expected)
-        assert scores.sum() == pytest.approx(1)
+        for make in (relevance_spread, relevance_coverage):
+            made = make(lambda *_: relevant, **given)
+            scores = made(prompt_for(VISION), VISION, lambda: attended).scores
+            assert scores is not None
+            assert (scores[3], scores[5]) == pytest.approx(expected)
+            assert scores.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("make", [lambda: relevance_coverage(scorer), lambda: attention_coverage])
@@ -177,3 +198,87 @@ def test_shares_follow_sizes_and_add_up() -> None:
     assert shares([42, 24], 33) == [21, 12]
     assert shares([1, 1, 1], 2) == [1, 1, 0]
     assert sum(shares([196, 7, 64], 50)) == 50
+
+
+def film(looks: np.ndarray, side: int) -> VisionTokens:
+    """Frames of `side` x `side` tokens, which look like this."""
+    frames = len(looks) // side**2
+    where = np.zeros((len(looks), 7), np.int32)
+    where[:, FRAME] = np.arange(len(looks)) // side**2
+    where[:, ROW] = np.arange(len(looks)) % side**2 // side
+    where[:, COLUMN] = np.arange(len(looks)) % side
+    regions = tuple(Region(0, frame, 0, side, side) for frame in range(frames))
+    return VisionTokens(looks.astype(np.float32), where, regions)
+
+
+def by_definition(scores: np.ndarray, points: np.ndarray, k: int) -> list[int]:
+    """The rule, naively: largest weight x squared distance to the nearest that was chosen."""
+    weights = scores.astype(np.float64) / scores.max() + 1e-4
+    chosen = [int(weights.argmax())]
+    while len(chosen) < k:
+        gaps = ((points[:, None] - points[None, chosen]) ** 2).sum(-1).min(1)
+        gain = weights * gaps
+        gain[chosen] = -1
+        chosen.append(int(gain.argmax()))
+    return chosen
+
+
+def test_the_spread_order_is_the_weighted_farthest_first_traversal() -> None:
+    random = np.random.default_rng(0)
+    vision = film(random.normal(size=(3 * 25, 16)), 5)
+    scores = random.random(75).astype(np.float32)
+    assert spread(scores, vision)(40).tolist() == by_definition(
+        scores, points(vision).astype(np.float64), 40
+    )
+
+
+def test_looks_place_and_time_tell_tokens_apart() -> None:
+    looks = np.tile([[1.0, 0.0]], (2 * 16, 1))
+    looks[5] = (0.0, 3.0)
+    found = points(film(looks, 4))
+    apart = ((found[:, None] - found[None]) ** 2).sum(-1) ** 0.5
+    assert apart[0, 5] == pytest.approx((2 + 2 * 0.25**2) ** 0.5)  # looks at right angles
+    assert apart[0, 3] == pytest.approx(0.75)  # three quarters of the side
+    assert apart[0, 16] == pytest.approx(1)  # the whole film
+    assert np.isfinite(points(film(np.zeros((16, 2)), 4))).all()
+
+
+def test_wide_embeddings_keep_their_distances_by_and_large() -> None:
+    random = np.random.default_rng(1)
+    looks = random.normal(size=(100, 12)) @ random.normal(size=(12, 2048))
+    unit = looks / np.linalg.norm(looks, axis=1, keepdims=True)
+    exact = ((unit[:, None] - unit[None]) ** 2).sum(-1)
+    found = points(film(looks, 10))[:, :-3]
+    near = ((found[:, None] - found[None]) ** 2).sum(-1)
+    assert found.shape == (100, 64)
+    assert np.corrcoef(exact.ravel(), near.ravel())[0, 1] > 0.9
+
+
+def even(*_: object) -> np.ndarray:
+    return np.ones(128, np.float32)
+
+
+@pytest.mark.parametrize("selector", [relevance_spread(even), attention_spread])
+def test_what_stands_still_is_not_kept_again_and_again(selector: Selector) -> None:
+    still = np.tile(np.random.default_rng(0).normal(size=(16, 32)), (8, 1))
+    still[5 * 16 + 3] *= -1  # something new, in one frame
+    vision = film(still, 4)
+    first = first_layer(vision, even())
+    taken = selector(prompt_for(vision), vision, lambda: first).take(24)
+    assert 5 * 16 + 3 in taken
+    cells = vision.where[taken][:, ROW] * 4 + vision.where[taken][:, COLUMN]
+    assert len(set(cells.tolist())) == 16  # every place before any is shown a third time
+
+
+def test_pictures_of_the_same_do_not_stand_for_each_other() -> None:
+    embeds = np.ones((TOTAL, 4), np.float32)
+    vision = VisionTokens(embeds, VISION.where, VISION.regions)
+    taken = spread(np.ones(TOTAL, np.float32), vision)(4)
+    assert set(vision.where[taken, PICTURE].tolist()) == {0, 1}
+
+
+def test_tokens_that_are_all_alike_are_taken_in_their_order() -> None:
+    where = np.zeros((3, 7), np.int32)
+    where[:, KIND] = [PATCH, NEWLINE, NEWLINE]
+    vision = VisionTokens(np.ones((3, 2)), where, (Region(0, 0, 0, 1, 1),))
+    assert spread(np.zeros(3, np.float32), vision)(3).tolist() == [0, 1, 2]

@@ -3,18 +3,28 @@
 from collections.abc import Callable
 
 from tokprune.selectors.baselines import attention, random_tokens, uniform
-from tokprune.selectors.relevance import attention_coverage, relevance, relevance_coverage
+from tokprune.selectors.relevance import (
+    attention_coverage,
+    attention_spread,
+    relevance,
+    relevance_coverage,
+    relevance_spread,
+)
 from tokprune.selectors.selector import Scorer, Selector
 
 # Each builds a selector from the bundle's scorer graph.
 SELECTORS: dict[str, Callable[[Scorer], Selector]] = {
     "relevance": relevance,
+    "relevance-spread": relevance_spread,
     "relevance-coverage": relevance_coverage,
     "attention": lambda _: attention,
+    "attention-spread": lambda _: attention_spread,
     "attention-coverage": lambda _: attention_coverage,
     "random": lambda _: random_tokens(),
     "uniform": lambda _: uniform,
 }
-LEARNED = frozenset({"relevance", "relevance-coverage"})  # an error without a trained scorer
+LEARNED = frozenset(
+    {"relevance", "relevance-spread", "relevance-coverage"}
+)  # an error without a trained scorer
 
 __all__ = ["LEARNED", "SELECTORS", "Scorer", "Selector"]

@@ -1,4 +1,4 @@
-"""Selectors that read the learned relevance: the method of arXiv:2506.01097, and with coverage."""
+"""Selectors that read the learned relevance: the method of arXiv:2506.01097, alone and spread."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -6,9 +6,10 @@ from jaxtyping import Int64
 from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.coverage import coverage_order
 from tokprune.selectors.selector import Scorer, Selector, descending, prefix_of
-from tokprune.types import Array, First, Prompt, Ranking, Scores, VisionTokens
+from tokprune.selectors.spread import spread
+from tokprune.types import Array, First, FirstLayer, Prompt, Ranking, Scores, VisionTokens
 
-# Chosen on the development split of the shipped VLM (CONTRIBUTING.md, "Settings of the selectors").
+# Chosen on drawn scenes of the development split (CONTRIBUTING.md, "Settings of the selectors").
 ATTENTION_SHARE = 0.5
 COVERAGE_SHARE, SCARCE_COVERAGE_SHARE = 0.5, 0.25
 SCARCE = 0.2  # kept shares below have less room for coverage
@@ -26,6 +27,34 @@ def relevance(scorer: Scorer) -> Selector:
     return select
 
 
+def relevance_spread(scorer: Scorer, *, attention_share: float = ATTENTION_SHARE) -> Selector:
+    """Keep what the answer will be read from and what the question names, no two tokens alike.
+
+    Predicted relevance alone misses evidence of absence: labels explain the answer that was given,
+    and nothing in particular explains "no" or "zero". What the question's words attend to covers
+    that, and is at hand. And it takes many tokens that show the same: the order is spread over
+    looks, place and time (spread.py).
+
+    Args:
+        scorer: predicts relevance.
+        attention_share: weight of the first layer's mean attention beside the relevance, 0..1.
+    """
+
+    def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+        del prompt
+        scores = _with_attention(scorer, attention_share, vision, first())
+        return Ranking(spread(scores, vision), scores)
+
+    return select
+
+
+def attention_spread(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+    """Keep what the question attends to in the first layer, no two tokens alike; no training."""
+    del prompt
+    scores = mean_attention(first())
+    return Ranking(spread(scores, vision), scores)
+
+
 def relevance_coverage(
     scorer: Scorer,
     *,
@@ -33,11 +62,10 @@ def relevance_coverage(
     coverage_share: float | None = None,
     size_bias_from: float = NEVER,
 ) -> Selector:
-    """Keep what the answer will be read from, what the question names, and spread the rest evenly.
+    """Keep what the answer will be read from, what the question names, and cover the rest evenly.
 
-    Predicted relevance alone misses evidence of absence: labels explain the answer that was given,
-    and nothing in particular explains "no" or "zero". What the question's words attend to covers
-    that, and is at hand.
+    Looks at no embedding: where `relevance_spread` sees what is there twice, half of the tokens go
+    to every part of every picture and frame.
 
     Args:
         scorer: predicts relevance.
@@ -50,17 +78,14 @@ def relevance_coverage(
 
     def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
         del prompt
-        seen = first()
-        scores = (1 - attention_share) * scorer(vision, seen)
-        if attention_share:
-            scores = scores + attention_share * mean_attention(seen)
-        return covering(scores.astype(np.float32), vision, coverage_share, size_bias_from)
+        scores = _with_attention(scorer, attention_share, vision, first())
+        return covering(scores, vision, coverage_share, size_bias_from)
 
     return select
 
 
 def attention_coverage(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
-    """Keep what the question attends to in the first layer, and spread the rest; no training."""
+    """Keep what the question attends to in the first layer, and cover the rest; no training."""
     del prompt
     return covering(mean_attention(first()), vision, None, NEVER)
 
@@ -80,6 +105,15 @@ def covering(
         return mixed(by_score, by_coverage, k, share)
 
     return Ranking(take, scores, size_bias=lambda kept_share: kept_share >= size_bias_from)
+
+
+def _with_attention(
+    scorer: Scorer, attention_share: float, vision: VisionTokens, first: FirstLayer
+) -> Scores:
+    scores = (1 - attention_share) * scorer(vision, first)
+    if attention_share:
+        scores = scores + attention_share * mean_attention(first)
+    return scores.astype(np.float32)
 
 
 def mixed(
