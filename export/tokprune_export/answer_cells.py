@@ -16,8 +16,8 @@ from tokprune.canvas import canvas
 from tokprune.llm import Generation
 from tokprune.manifest import Modality, ScorerKind
 from tokprune.selection import keep_all, select
+from tokprune.selectors import SELECTORS, Selector
 from tokprune.selectors import Scorer as SelectorsScorer
-from tokprune.selectors import Selector
 from tokprune.selectors.baselines import mean_attention, random_tokens, uniform
 from tokprune.selectors.relevance import (
     NEVER,
@@ -108,6 +108,15 @@ class Seen(NamedTuple):
     first: FirstLayer
 
 
+class Default(NamedTuple):
+    """What the bundle answers with, and its twin that reads another question."""
+
+    scores: str  # name of what its own scorer gives
+    selector: str
+    other: FirstLayer
+    other_scores: Scores
+
+
 @lru_cache(maxsize=1)
 def opened(setup: Setup) -> Opened:
     """Open bundle, scorer files and checkpoint, once a process."""
@@ -155,9 +164,10 @@ def _answered(setup: Setup, task: Task) -> Record:
         oracle = explain_answer(teacher, asked)
         agreement = {name: _agreement(value, oracle) for name, value in scores.items()}
         scores["oracle"] = oracle
-    shuffled = vlm.scorer(vision, vlm.first_layer.run(twin, vision))
+    other = vlm.first_layer.run(twin, vision)
+    default = Default(own, vlm.bundle.manifest.default_selector, other, vlm.scorer(vision, other))
     cells = {f"{FULL}@1": text}
-    for name, ranking in rankings(task.key, seen, scores, own, shuffled):
+    for name, ranking in rankings(task.key, seen, scores, default):
         for share in setup.shares:
             cells[f"{name}@{share:g}"], _ = answers(select(ranking, vision, KeepRatio(share)))
     return Record(task.key, task.group, task.modality, task.answer, total, cells, agreement)
@@ -207,7 +217,7 @@ class Answers:
 
 
 def rankings(
-    key: str, seen: Seen, scores: Mapping[str, Scores], own: str, shuffled: Scores
+    key: str, seen: Seen, scores: Mapping[str, Scores], default: Default
 ) -> Iterable[tuple[str, Ranking]]:
     """Yield every selector of the tables with its ranking.
 
@@ -215,12 +225,12 @@ def rankings(
         key: of the question; each draws its own random tokens.
         seen: the prompt.
         scores: "attention", those of trained scorers, and "oracle".
-        own: which of them the bundle's own scorer gave.
-        shuffled: what it gave for another question about these pictures.
+        default: what the bundle answers with.
     """
+    own = scores[default.scores]
 
-    def ranked(selector: Selector) -> Ranking:
-        return selector(seen.prompt, seen.vision, lambda: seen.first)
+    def ranked(selector: Selector, first: FirstLayer = seen.first) -> Ranking:
+        return selector(seen.prompt, seen.vision, lambda: first)
 
     for seed in SEEDS:
         yield f"random/{seed}", ranked(random_tokens(crc32(f"{key} {seed}".encode())))
@@ -230,20 +240,21 @@ def rankings(
     for name, values in scores.items():
         yield name, ranked(relevance(_fixed(values)))
     yield "attention-spread", ranked(attention_spread)
-    yield DEFAULT, ranked(relevance_spread(_fixed(scores[own])))
-    yield (
-        f"{DEFAULT}, no attention",
-        ranked(relevance_spread(_fixed(scores[own]), attention_share=0.0)),
-    )
+    yield DEFAULT, ranked(SELECTORS[default.selector](_fixed(own)))
+    yield "relevance-spread", ranked(relevance_spread(_fixed(own)))
+    selector = relevance_spread(_fixed(own), attention_share=0.0)
+    yield "relevance-spread, no attention", ranked(selector)
     yield "attention-coverage", ranked(attention_coverage)
     for start, suffix in ((NEVER, ""), (ALWAYS, " + size bias")):
-        covered = relevance_coverage(_fixed(scores[own]), size_bias_from=start)
+        covered = relevance_coverage(_fixed(own), size_bias_from=start)
         yield f"relevance-coverage{suffix}", ranked(covered)
     if "oracle" in scores:
         selector = relevance_spread(_fixed(scores["oracle"]), attention_share=0.0)
         yield "oracle + spread", ranked(selector)
-    yield f"{own}, question shuffled", ranked(relevance(_fixed(shuffled)))
-    yield f"{DEFAULT}, question shuffled", ranked(relevance_spread(_fixed(shuffled)))
+    other = _fixed(default.other_scores)
+    yield f"{default.scores}, question shuffled", ranked(relevance(other))
+    shuffled = ranked(SELECTORS[default.selector](other), default.other)
+    yield f"{DEFAULT}, question shuffled", shuffled
 
 
 def _fixed(scores: Scores) -> SelectorsScorer:
