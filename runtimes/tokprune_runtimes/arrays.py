@@ -23,3 +23,4 @@ class Carry:
     shape: tuple[int, ...]  # of the buffer, or of the empty start; 0 at `axis` without capacity
     axis: int
     in_place: bool
+    dtype: str = "float32"  # numpy's name, or "bfloat16"

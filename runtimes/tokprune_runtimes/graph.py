@@ -6,8 +6,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from tokprune_runtimes.arrays import Array, Carry, Feeds
 
-Backend = Literal["cpu"]
-BACKENDS: tuple[Backend, ...] = ("cpu",)
+Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
+BACKENDS: tuple[Backend, ...] = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 
 
 @runtime_checkable
@@ -36,16 +36,33 @@ class Graph(Protocol):
         ...
 
 
-def load_graph(path: Path, backend: Backend, *, threads: int | None = None) -> Graph:
+def load_graph(
+    path: Path,
+    backend: Backend,
+    *,
+    threads: int | None = None,
+    source_sha256: str | None = None,
+) -> Graph:
     """Load `path` on `backend`, importing only that engine.
 
     Args:
-        path: an ONNX file.
+        path: an ONNX file for "cpu" and "cuda", an engine with its side-car for the others.
         backend: what runs it.
-        threads: of this graph; None lets the engine choose.
+        threads: of this graph on the host; None lets the engine choose. TensorRT has none to set.
+        source_sha256: of the ONNX file and its data that an engine must have been built from.
+
+    Raises:
+        EngineUnavailable: the engine's package or the GPU is missing.
+        EngineStale: the engine is not one of this graph, version and GPU.
     """
     match backend:
-        case "cpu":
+        case "cpu" | "cuda":
             from tokprune_runtimes.ort import OrtGraph
 
-            return OrtGraph(path, threads=threads)
+            return OrtGraph(path, threads=threads, device=backend)
+        case "tensorrt" | "tensorrt-rtx":
+            from tokprune_runtimes.trt import TrtGraph
+
+            if source_sha256 is None:
+                raise ValueError(f"{backend} needs source_sha256, to check the engine against")
+            return TrtGraph(path, backend, source_sha256=source_sha256)

@@ -1,13 +1,18 @@
-"""ONNX Runtime engine."""
+"""ONNX Runtime engine, on the CPU and through its CUDA provider.
+
+The CUDA provider is unverified on hardware so far: no NVIDIA GPU was at hand.
+"""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from tokprune_runtimes.arrays import Array, Carry, Feeds
+from tokprune_runtimes.errors import EngineUnavailable
+from tokprune_runtimes.ort_cuda import check_session, refusal
 
 # From 1.29 on, ONNX Runtime's Linux wheels send events to Microsoft and keep a device id in the
 # user's cache, unless this is set before the first import (microsoft/onnxruntime#27379, #29843).
@@ -18,20 +23,38 @@ import onnxruntime as ort  # pyright: ignore[reportMissingTypeStubs]
 _onnxruntime: Any = ort  # partly untyped
 _onnxruntime.disable_telemetry_events()  # for a program that had imported it before
 
+Device: TypeAlias = Literal["cpu", "cuda"]
+_PROVIDERS: dict[Device, list[str]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no name for it
+
 
 class OrtGraph:
-    """An ONNX graph on ONNX Runtime's CPU provider. Safe to run from several threads."""
+    """An ONNX graph on one of ONNX Runtime's providers. Safe to run from several threads."""
 
-    def __init__(self, path: Path, *, threads: int | None) -> None:
+    def __init__(self, path: Path, *, threads: int | None, device: Device = "cpu") -> None:
+        """Open a file.
+
+        Raises:
+            EngineUnavailable: the CUDA provider is asked for, and is not there or leaves the work
+                to the CPU.
+        """
+        if device == "cuda" and (refused := refusal(_onnxruntime.get_available_providers())):
+            raise refused
         options: Any = _onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         # Four sessions run one after another; idle pools that spin would steal each other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session: Any = _onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        if device == "cuda":
+            # Not session.disable_cpu_ep_fallback: it also refuses the shape arithmetic that the
+            # CUDA provider itself leaves to the CPU (microsoft/onnxruntime#4940, #17930).
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        self._device: Device = device
+        self._session: Any = _open(path, options, device)
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -41,22 +64,41 @@ class OrtGraph:
 
     def loop(self, carries: Sequence[Carry]) -> "OrtLoop":
         """Start a loop with empty carried tensors."""
-        return OrtLoop(self._session, self._outputs, carries)
+        return OrtLoop(self._session, self._outputs, carries, self._device)
+
+
+def _open(path: Path, options: Any, device: Device) -> Any:
+    providers = _PROVIDERS[device]
+    if device == "cpu":
+        return _onnxruntime.InferenceSession(str(path), options, providers=providers)
+    preload: Any = getattr(_onnxruntime, "preload_dlls", None)
+    if preload is not None:  # CUDA's libraries from pip, where they are (tokprune[cuda])
+        preload(cudnn=False)
+    try:
+        session: Any = _onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own classes have no common root but this
+        message = f"ONNX Runtime's CUDA provider cannot open {path.name}: {error}"
+        raise EngineUnavailable(message) from error
+    check_session(session, path.name)
+    return session
 
 
 class OrtLoop:
-    """Steps that keep carried tensors inside ONNX Runtime, through IOBinding.
+    """Steps that keep carried tensors on the device, through IOBinding.
 
     An in-place carry is bound as input and output at one address; its graph must update it there
     (`com.microsoft.GroupQueryAttention` does, told by `total_sequence_length`).
     """
 
-    def __init__(self, session: Any, outputs: Sequence[str], carries: Sequence[Carry]) -> None:
+    def __init__(
+        self, session: Any, outputs: Sequence[str], carries: Sequence[Carry], device: Device
+    ) -> None:
         self._session = session
+        self._device: Device = device
         self._carries = tuple(carries)
         carried = {carry.output for carry in carries}
         self._returned = [name for name in outputs if name not in carried]
-        self._held: dict[str, Any] = {carry.input: _allocate(carry) for carry in carries}
+        self._held: dict[str, Any] = {carry.input: _allocate(carry, device) for carry in carries}
 
     def step(self, feeds: Feeds) -> dict[str, Array]:
         """Run once more and return the outputs that are not carried."""
@@ -70,8 +112,12 @@ class OrtLoop:
             if carry.in_place:
                 binding.bind_ortvalue_output(carry.output, self._held[carry.input])
             else:
-                binding.bind_output(carry.output, "cpu")
+                binding.bind_output(carry.output, self._device)
+        if self._device == "cuda":
+            binding.synchronize_inputs()  # feeds are copied on a stream of their own
         self._session.run_with_iobinding(binding)
+        if self._device == "cuda":
+            binding.synchronize_outputs()
         values: list[Any] = binding.get_outputs()
         head = len(self._returned)
         for carry, value in zip(self._carries, values[head:], strict=True):
@@ -82,17 +128,35 @@ class OrtLoop:
         }
 
     def rewind(self, length: int) -> None:
-        """Forget everything after `length`. In-place buffers need nothing: their graph is told."""
+        """Forget everything after `length`. In-place buffers need nothing: their graph is told.
+
+        Raises:
+            NotImplementedError: a growing tensor is bfloat16, which numpy cannot cut.
+        """
         for carry in self._carries:
-            if not carry.in_place:
-                whole: Array = self._held[carry.input].numpy()
-                kept = np.take(whole, np.arange(length), axis=carry.axis)
-                self._held[carry.input] = _onnxruntime.OrtValue.ortvalue_from_numpy(kept)
+            if carry.in_place:
+                continue
+            if carry.dtype == "bfloat16":
+                raise NotImplementedError(
+                    f"{carry.input} grows and is bfloat16, which ONNX Runtime does not hand to "
+                    "numpy: start a new loop, or use a form whose cache is in place"
+                )
+            whole: Array = self._held[carry.input].numpy()
+            kept = np.take(whole, np.arange(length), axis=carry.axis)
+            self._held[carry.input] = _to_device(kept, self._device)
 
 
-def _allocate(carry: Carry) -> Any:
-    if carry.in_place:
-        return _onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            list(carry.shape), np.float32, "cpu"
+def _allocate(carry: Carry, device: Device) -> Any:
+    """Return zeros: a masked row still takes part in products, where 0 times NaN would be NaN."""
+    if carry.dtype == "bfloat16":
+        value: Any = _onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(carry.shape), _BFLOAT16, device, 0
         )
-    return _onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(carry.shape, np.float32))
+        if carry.in_place:
+            value.update_inplace(np.zeros(carry.shape, np.uint16))  # takes the bytes as they are
+        return value
+    return _to_device(np.zeros(carry.shape, np.dtype(carry.dtype)), device)
+
+
+def _to_device(array: Array, device: Device) -> Any:
+    return _onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
