@@ -137,6 +137,10 @@ def _interfaces() -> dict[str, tuple[dict[str, Any], dict[str, Any], str | None]
         "inputs_embeds": ("float32", [1, "T", HIDDEN]),
         "position_ids": ("int64", [3, 1, "T"]),
     }
+    unpruned = {
+        name: (kind, ["s" if axis == "T" else axis for axis in axes])
+        for name, (kind, axes) in rows.items()
+    }
     attention = {"attention": ("float32", [HEADS, "u", "n"])}
     halves = [f"{layer}.{half}" for layer in range(LAYERS) for half in ("key", "value")]
     bias = {"attention_bias": ("float32", [1, "P+T"])}
@@ -151,7 +155,7 @@ def _interfaces() -> dict[str, tuple[dict[str, Any], dict[str, Any], str | None]
             "vision_encoder.onnx.data",
         ),
         "first_layer": (
-            {**rows, "rows": ("int64", ["u"]), "columns": ("int64", ["n"])},
+            {**unpruned, "rows": ("int64", ["u"]), "columns": ("int64", ["n"])},
             attention,
             "first_layer.onnx.data",
         ),

@@ -8,6 +8,10 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from tokprune.build_cli import build_with_progress
+from tokprune.building import BuildOptions, check_builder
+from tokprune.bundle import open_bundle
+from tokprune.errors import RequestInvalid
 from tokprune.manifest import Manifest
 from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
@@ -27,7 +31,11 @@ def train_main() -> None:
 
 
 def run_export(options: ExportOptions) -> None:
-    """Export with progress, and end with tables."""
+    """Export with progress, and end with tables; build engines where they were asked for."""
+    if options.sm and options.engine is None:
+        raise RequestInvalid("--sm says which GPUs engines are for: give --engine too")
+    if options.engine is not None:
+        check_builder(options.engine, options.sm)  # before an export that may take an hour
     from tokprune_export.export import export
     from tokprune_export.parity import Row, table
 
@@ -40,6 +48,8 @@ def run_export(options: ExportOptions) -> None:
         if rows:
             console.print(table(rows))
     console.print(summary(manifest, str(options.output)))
+    if options.engine is not None:
+        build_with_progress(open_bundle(options.output), BuildOptions(options.engine, options.sm))
 
 
 class Steps:

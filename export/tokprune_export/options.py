@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tokprune.engine_folders import Kind
 from tokprune.manifest import Precision
 
 
@@ -35,3 +36,7 @@ class ExportOptions:
     """Commit hash (40 hex digits) of a hub id."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the checkpoint's own forward runs when the graphs are compared with it."""
+    engine: Kind | None = None
+    """Build the engines of the bundle too; `tokprune build` does it later, with more options."""
+    sm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A GPU to build for, such as sm89; repeat for several (tensorrt-rtx only)."""

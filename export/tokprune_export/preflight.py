@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tokprune.memory import available_memory, gib
 from tokprune_export.checkpoint import Checkpoint
 from tokprune_export.errors import ExportRefused
 
@@ -56,22 +57,6 @@ def check(needed: Needs, output: Path) -> None:
     available = available_memory()
     if available < needed.memory:
         raise ExportRefused(f"Not enough memory: {_compared(needed.memory, available)}")
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: the machine's, or its control group's if fewer."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (bound := limit.read_text().strip()) != "max":
-        available = min(available, int(bound) - int(used.read_text()))
-    return available
-
-
-def gib(count: int) -> str:
-    """Return bytes as text, in GiB and exactly."""
-    return f"{count / 2**30:.2f} GiB ({count} bytes)"
 
 
 def _compared(needed: int, available: int) -> str:

@@ -106,7 +106,7 @@ class PaperScorer(nn.Module):
     ) -> Float[Tensor, " n"]:
         """Score one prompt."""
         del index, cells
-        return self.logits(self.features(attention, question)[None])[0].softmax(dim=0)
+        return _shares(self.logits(self.features(attention, question)[None])[0])
 
 
 class GridScorer(nn.Module):
@@ -161,7 +161,12 @@ class GridScorer(nn.Module):
         cells: Int64[Tensor, " n"],
     ) -> Float[Tensor, " n"]:
         """Score one prompt."""
-        return self.logits(self.features(attention, question), index, cells).softmax(dim=0)
+        return _shares(self.logits(self.features(attention, question), index, cells))
+
+
+def _shares(logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Normalise. TensorRT takes no softmax of a vector, so it is one of a matrix of one row."""
+    return logits[None].softmax(dim=1)[0]
 
 
 class Scorer(NamedTuple):

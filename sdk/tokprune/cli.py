@@ -1,4 +1,4 @@
-"""`tokprune`: ask a bundle, look at it, check it."""
+"""`tokprune`: ask a bundle, look at it, check it, build its engines."""
 
 import json
 import sys
@@ -13,8 +13,11 @@ from PIL import Image as Pillow
 from rich.console import Console
 from rich.table import Table
 
+from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
-from tokprune.bundle import describe, open_bundle, verify_bundle
+from tokprune.build_cli import Build, engine_table, engines_json, run_build
+from tokprune.bundle import VerifyReport, describe, open_bundle, verify_bundle
+from tokprune.engines import EngineState, list_engines
 from tokprune.errors import RequestInvalid, TokpruneError, lookup
 from tokprune.files import atomic_write
 from tokprune.loading import load
@@ -23,7 +26,7 @@ from tokprune.pictures import load_picture
 from tokprune.selectors import SELECTORS
 from tokprune.types import Answer, Clip, Medium
 from tokprune.video import load_video
-from tokprune_runtimes import Backend
+from tokprune_runtimes.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Ask:
     its frames; where the model takes frames in pairs (Qwen), the first of each pair."""
     json: bool = False
     """Print one JSON object instead of text."""
-    backend: Backend = "cpu"
-    """What runs the graphs."""
+    backend: Asked = "auto"
+    """What runs the graphs; auto takes the fastest that can."""
     threads: int | None = None
     """Threads of each graph."""
 
@@ -94,6 +97,7 @@ Command: TypeAlias = (
     Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Build, tyro.conf.subcommand("build")]
 )
 
 
@@ -110,6 +114,9 @@ def guarded(run: Callable[[], int]) -> int:
     except TokpruneError as error:
         print(f"error [{error.code}]: {error}", file=sys.stderr)
         return 2
+    except EngineError as error:  # while it ran: out of device memory, say
+        print(f"error [engine]: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"error [os]: {error}", file=sys.stderr)
         return 2
@@ -117,7 +124,7 @@ def guarded(run: Callable[[], int]) -> int:
         return 130
 
 
-def _run(command: Ask | Inspect | Verify) -> int:
+def _run(command: Ask | Inspect | Verify | Build) -> int:
     match command:
         case Ask():
             return _ask(command)
@@ -125,6 +132,8 @@ def _run(command: Ask | Inspect | Verify) -> int:
             return _inspect(command)
         case Verify():
             return _verify(command)
+        case Build():
+            return run_build(command)
 
 
 def _ask(command: Ask) -> int:
@@ -218,26 +227,38 @@ def summary(answer: Answer) -> str:
 
 
 def _inspect(command: Inspect) -> int:
-    rows = describe(open_bundle(command.bundle, verify="sizes"))
+    bundle = open_bundle(command.bundle, verify="sizes")
+    rows, engines = describe(bundle), list_engines(bundle)
     if command.json:
-        print(json.dumps(rows))
+        print(json.dumps({**rows, "engines": engines_json(engines)}))
         return 0
     table = Table(title=str(command.bundle), show_header=False)
     for name, value in rows.items():
         table.add_row(name, value if isinstance(value, str) else json.dumps(value))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if engines:
+        console.print(engine_table(engines))
     return 0
 
 
 def _verify(command: Verify) -> int:
     report = verify_bundle(command.bundle)
+    engines = _engines(command.bundle, report)
     if command.json:
-        print(json.dumps(report.as_json()))
+        print(json.dumps({**report.as_json(), "engines": engines_json(engines)}))
     else:
         table = Table("file", "bytes", "status", title=str(command.bundle))
         for row in report.files:
             table.add_row(row.name, str(row.bytes), row.status)
         console = Console()
         console.print(table)
+        if engines:
+            console.print(engine_table(engines))
         console.print("[green]as exported[/]" if report.ok else f"[red]{report.message}[/]")
     return 0 if report.ok else 1
+
+
+def _engines(path: Path, report: VerifyReport) -> list[EngineState]:
+    """Return the engines of a bundle that was found good; of another none can be fresh."""
+    return list_engines(open_bundle(path, verify="sizes")) if report.ok else []

@@ -5,8 +5,11 @@ TokpruneError                  "tokprune"
 ├── PictureInvalid             "picture_invalid"
 ├── RequestInvalid             "request_invalid"     (also a ValueError)
 ├── ContextOverflow            "context_overflow"
+│   └── EngineTooSmall         "engine_too_small"
 ├── SelectorUnavailable        "selector_unavailable"
-└── BackendUnavailable         "backend_unavailable"
+├── BackendUnavailable         "backend_unavailable"
+│   └── EnginesStale           "engines_stale"
+└── BuildRefused               "build_refused"
 """
 
 from difflib import get_close_matches
@@ -47,6 +50,12 @@ class ContextOverflow(TokpruneError):
     code = "context_overflow"
 
 
+class EngineTooSmall(ContextOverflow):
+    """The request is larger than what the engines were built for. Raised before they run."""
+
+    code = "engine_too_small"
+
+
 class SelectorUnavailable(TokpruneError):
     """This bundle lacks what the selector reads."""
 
@@ -57,6 +66,18 @@ class BackendUnavailable(TokpruneError):
     """The engine or library that is needed is not installed, or cannot run this bundle."""
 
     code = "backend_unavailable"
+
+
+class EnginesStale(BackendUnavailable):
+    """This bundle's engines are missing, or of another graph, version or GPU. None was opened."""
+
+    code = "engines_stale"
+
+
+class BuildRefused(TokpruneError):
+    """No engine can be built: disk, memory or target do not allow it, or the builder refused."""
+
+    code = "build_refused"
 
 
 def unknown(kind: str, name: str, known: "list[str]") -> str:

@@ -1,6 +1,6 @@
 """The host side of the three small graphs: arrays of the flow in, arrays of the flow out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,8 +8,13 @@ import numpy as np
 
 from tokprune.canvas import canvas
 from tokprune.llm import LanguageModel
-from tokprune.types import Array, First, FirstLayer, Prepared, Prompt, Scores, VisionTokens
+from tokprune.types import Array, Feeds, First, FirstLayer, Prepared, Prompt, Scores, VisionTokens
 from tokprune_runtimes import Graph
+
+
+def any_shape(feeds: Feeds) -> None:
+    """Refuse nothing: ONNX Runtime takes every shape."""
+    del feeds
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,17 @@ class VisionEncoder:
     """Runs the vision encoder once for each call that a family prepared."""
 
     graph: Graph
+    check: Callable[[Feeds], None] = any_shape  # refuses a call that the engine does not take
+
+    def check_all(self, pictures: Sequence[Prepared]) -> None:
+        """Refuse pictures that the engine does not take, before it runs.
+
+        Raises:
+            EngineTooSmall: with the numbers.
+        """
+        for picture in pictures:
+            for call in picture.calls:
+                self.check(call)
 
     def __call__(self, pictures: Sequence[Prepared]) -> VisionTokens:
         """Encode all pictures of a prompt."""

@@ -1,26 +1,49 @@
 """Open a bundle and its engines."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tokenizers import Tokenizer
 
+from tokprune.backends import ENGINES, NO_DEVICE, Asked, candidates, has_device, log_choice
+from tokprune.bounds import BatchedEncoder, BoundedGraph, Bounds, bounds_of
 from tokprune.bundle import Bundle, open_bundle
-from tokprune.errors import BackendUnavailable, BundleInvalid, RequestInvalid, unknown
+from tokprune.engine_folders import Kind
+from tokprune.engines import Engines, build_line, find_engines, forms_text, source_sha256
+from tokprune.errors import (
+    BackendUnavailable,
+    BundleInvalid,
+    EnginesStale,
+    EngineTooSmall,
+    RequestInvalid,
+    unknown,
+)
 from tokprune.families import FAMILIES
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import LanguageModel
-from tokprune.manifest import Engine, GraphSpec, LlmForm
+from tokprune.manifest import LlmForm
+from tokprune.profiles import axis_size, engine_specs
 from tokprune.vlm import VLM
-from tokprune_runtimes import BACKENDS, Backend, Graph, load_graph
+from tokprune_runtimes import Backend, Graph, load_graph
+from tokprune_runtimes.errors import EngineError, EngineStale
 
-ENGINES: dict[Backend, Engine] = {"cpu": "onnxruntime-cpu"}
+
+@dataclass(frozen=True)
+class LoadedGraphs:
+    """The four graphs on one backend."""
+
+    form: LlmForm
+    vision: VisionEncoder
+    first_layer: Graph
+    scorer: Graph
+    llm: Graph
 
 
 def load(
     bundle: str | Path,
     *,
-    backend: Backend = "cpu",
+    backend: Asked = "auto",
     threads: int | None = None,
     verify: Literal["full", "sizes"] = "full",
     llm_form: str | None = None,
@@ -29,48 +52,48 @@ def load(
 
     Args:
         bundle: the folder that `tokprune-export` wrote.
-        backend: what runs the graphs.
-        threads: threads of each graph; None lets the engine choose.
+        backend: what runs the graphs. "auto" takes the first that can: TensorRT or TensorRT-RTX
+            with fresh engines for this GPU, ONNX Runtime's CUDA provider, the CPU; `vlm.backend`
+            tells which, `vlm.backends_refused` and the log why not the others.
+        threads: threads of each graph on the host; None lets the engine choose.
         verify: "full" compares the sha256 of every file, "sizes" only their lengths.
         llm_form: a form of the LLM graph by name; None takes the best that the backend runs.
 
     Raises:
         BundleInvalid: the folder is not as the exporter wrote it. No engine has opened a file.
-        BackendUnavailable: this backend cannot run the bundle.
+        BackendUnavailable: this backend is not installed or cannot run the bundle.
+        EnginesStale: TensorRT is there, and fresh engines for this GPU are not.
     """
-    if backend not in BACKENDS:
-        raise RequestInvalid(unknown("backend", backend, list(BACKENDS)))
+    order = candidates(backend)
     if threads is not None and threads < 1:
         raise RequestInvalid(f"threads must be 1 or more, got {threads}")
     opened = open_bundle(Path(bundle), verify=verify)
     if opened.manifest.family not in FAMILIES:
         message = unknown("family", opened.manifest.family, list(FAMILIES))
         raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
-    form = _llm_form(opened, backend, llm_form)
+    if backend == "auto":
+        return _first_that_can(opened, order, threads, llm_form)
+    return _vlm(opened, order[0], _graphs(opened, order[0], threads, llm_form), {})
 
-    def graph(spec: GraphSpec) -> Graph:
-        return load_graph(opened.file(spec.file), backend, threads=threads)
 
-    manifest, graphs = opened.manifest, opened.manifest.graphs
-    llm = LanguageModel(
-        graph=graph(form.graph),
-        form=form,
-        shape=manifest.llm,
-        embed_tokens=opened.embed_tokens(),
-        eos=frozenset(manifest.tokens.eos),
-        limits=manifest.limits,
-    )
-    return VLM(
-        bundle=opened,
-        processor=FAMILIES[manifest.family].open(opened.path),
-        tokenizer=open_tokenizer(opened.path),
-        vision=VisionEncoder(graph(graphs.vision_encoder)),
-        first_layer=FirstLayerGraph(graph(graphs.first_layer), llm),
-        scorer=ScorerGraph(
-            graph(graphs.scorer), frozenset(tensor.name for tensor in graphs.scorer.inputs)
-        ),
-        llm=llm,
-    )
+def _first_that_can(
+    opened: Bundle, order: tuple[Backend, ...], threads: int | None, llm_form: str | None
+) -> VLM:
+    refused: dict[Backend, str] = {}
+    device = has_device()
+    for backend in order:
+        if backend != "cpu" and not device:
+            refused[backend] = NO_DEVICE
+            continue
+        try:
+            graphs = _graphs(opened, backend, threads, llm_form)
+        except BackendUnavailable as error:
+            refused[backend] = str(error)
+            continue
+        log_choice(backend, refused)
+        return _vlm(opened, backend, graphs, refused)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+    raise BackendUnavailable(f"Nothing here can run this bundle. {reasons}")
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
@@ -82,17 +105,110 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def _vlm(
+    opened: Bundle, backend: Backend, graphs: LoadedGraphs, refused: dict[Backend, str]
+) -> VLM:
+    manifest = opened.manifest
+    llm = LanguageModel(
+        graph=graphs.llm,
+        form=graphs.form,
+        shape=manifest.llm,
+        embed_tokens=opened.embed_tokens(),
+        eos=frozenset(manifest.tokens.eos),
+        limits=manifest.limits,
+    )
+    inputs = frozenset(tensor.name for tensor in manifest.graphs.scorer.inputs)
+    return VLM(
+        bundle=opened,
+        processor=FAMILIES[manifest.family].open(opened.path),
+        tokenizer=open_tokenizer(opened.path),
+        vision=graphs.vision,
+        first_layer=FirstLayerGraph(graphs.first_layer, llm),
+        scorer=ScorerGraph(graphs.scorer, inputs),
+        llm=llm,
+        backend=backend,
+        backends_refused=refused,
+    )
+
+
+def _graphs(
+    opened: Bundle, backend: Backend, threads: int | None, llm_form: str | None
+) -> LoadedGraphs:
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        return _engine_graphs(opened, backend, find_engines(opened, backend, llm_form), threads)
+    form = _llm_form(opened, backend, llm_form)
+    graphs = {
+        name: _load(opened.file(spec.file), backend, threads, None)
+        for name, spec in engine_specs(opened.manifest, form).items()
+    }
+    vision = VisionEncoder(graphs["vision_encoder"])
+    return LoadedGraphs(form, vision, graphs["first_layer"], graphs["scorer"], graphs["llm"])
+
+
+def _engine_graphs(
+    opened: Bundle, kind: Kind, engines: Engines, threads: int | None
+) -> LoadedGraphs:
+    """Open four engines, each with the shapes that it was built for."""
+    specs = engine_specs(opened.manifest, engines.form)
+    rebuild = build_line(opened, kind)
+    bounds = {
+        name: bounds_of(name, spec.inputs, engines.side_cars[name].profiles, rebuild)
+        for name, spec in specs.items()
+    }
+    _check_limits(opened, engines.form, bounds["llm"])
+    graphs = {
+        name: _load(engines.folder.engine(name), kind, threads, source_sha256(opened, spec))
+        for name, spec in specs.items()
+    }
+    encoder = BatchedEncoder(graphs["vision_encoder"], bounds["vision_encoder"])
+    return LoadedGraphs(
+        engines.form,
+        VisionEncoder(encoder, encoder.check),
+        BoundedGraph(graphs["first_layer"], bounds["first_layer"]),
+        BoundedGraph(graphs["scorer"], bounds["scorer"]),
+        graphs["llm"],
+    )
+
+
+def _check_limits(opened: Bundle, form: LlmForm, bounds: Bounds) -> None:
+    """Refuse an LLM engine that does not take the longest prompt and answer of the bundle."""
+    limits = opened.manifest.limits
+    cache = {"P": 0, "C": limits.max_kv_len}
+    for named in (
+        {"T": limits.max_input_len, **cache},
+        {"T": 1, **cache, "P": max(1, limits.max_kv_len - 1)},
+    ):
+        shapes = {
+            tensor.name: tuple(axis_size(axis, named) for axis in tensor.shape)
+            for tensor in form.graph.inputs
+        }
+        try:
+            bounds.check(shapes)
+        except EngineTooSmall:
+            raise EnginesStale(
+                f"The engine llm was built for other limits than the bundle's "
+                f"{limits.max_input_len} prompt tokens and {limits.max_kv_len} with the answer. "
+                f"Build it again: {bounds.rebuild}"
+            ) from None
+
+
+def _load(path: Path, backend: Backend, threads: int | None, source: str | None) -> Graph:
+    try:
+        return load_graph(path, backend, threads=threads, source_sha256=source)
+    except EngineStale as error:
+        raise EnginesStale(str(error)) from None
+    except EngineError as error:
+        raise BackendUnavailable(str(error)) from error
+
+
 def _llm_form(bundle: Bundle, backend: Backend, name: str | None) -> LlmForm:
     engine = ENGINES[backend]
     forms = [form for form in bundle.manifest.graphs.llm if engine in form.serves]
     if name is not None:
         forms = [form for form in forms if form.form == name]
     if not forms:
-        have = ", ".join(
-            f"{form.form} ({', '.join(form.serves)})" for form in bundle.manifest.graphs.llm
-        )
         raise BackendUnavailable(
             f"This bundle has no LLM graph{f' {name!r}' if name else ''} for {engine}; it has "
-            f"{have}. Export it again with this version of tokprune"
+            f"{forms_text(bundle)}. Export it again with this version of tokprune"
         )
     return min(forms, key=lambda form: form.cache == "grows")  # in place is faster

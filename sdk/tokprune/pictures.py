@@ -11,15 +11,16 @@ import os
 import stat
 from io import BytesIO, FileIO
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias, cast
 
 import numpy as np
 from PIL import Image as Pillow
 
+from tokprune.device_arrays import CudaArray, DLPack, host_array, is_foreign
 from tokprune.errors import PictureInvalid
 from tokprune.types import Array, Image
 
-PictureSource: TypeAlias = str | Path | bytes | Pillow.Image | Array
+PictureSource: TypeAlias = str | Path | bytes | Pillow.Image | Array | DLPack | CudaArray
 MAX_PIXELS = 50_000_000
 _MAX_BYTES_A_PIXEL = 8  # 16-bit RGBA, stored without compression
 _MAX_JPEG_SCANS = 64  # a progressive JPEG has about 10; each costs a pass over all pixels
@@ -45,24 +46,29 @@ def load_picture(source: PictureSource, *, max_pixels: int = MAX_PIXELS) -> Imag
 
     Args:
         source: a path; the bytes of a JPEG, PNG or WebP file; a Pillow image; or a uint8 array
-            [h, w, 3] in RGB, which is not copied.
+            [h, w, 3] in RGB, which is not copied: numpy's, or one with `__dlpack__` or
+            `__cuda_array_interface__` (on a GPU: copied to the host).
         max_pixels: larger pictures are refused before they are decoded.
 
     Raises:
         PictureInvalid: it cannot or must not be decoded.
+        BackendUnavailable: it lies on a GPU, and cuda-bindings is not installed.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _from_array(cast(Array, source), max_pixels)
     if isinstance(source, Pillow.Image):
         return _from_pillow(source, max_pixels, "The Pillow image")
     if isinstance(source, bytes):
         return _from_bytes(source, max_pixels, f"The picture of {len(source)} bytes")
-    if isinstance(source, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(source, (str, Path)):
         data = _read(source, max_pixels * _MAX_BYTES_A_PIXEL + (1 << 20))
         return _from_bytes(data, max_pixels, f"{str(source)!r:.300}")
+    if is_foreign(source):
+        return _from_array(host_array(source), max_pixels)
     raise PictureInvalid(
         f"A picture cannot be read from {type(source).__name__}: pass a path, the bytes of a "
-        "JPEG, PNG or WebP file, a Pillow image, or a uint8 array [h, w, 3] in RGB"
+        "JPEG, PNG or WebP file, a Pillow image, or a uint8 array [h, w, 3] in RGB (numpy's, or "
+        "one with __dlpack__ or __cuda_array_interface__)"
     )
 
 

@@ -1,7 +1,7 @@
 """A loaded bundle that answers questions about pictures and videos."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TypeAlias, cast
 
@@ -22,6 +22,7 @@ from tokprune.selectors import LEARNED, SELECTORS, Scorer, Selector
 from tokprune.stopwatch import Stopwatch
 from tokprune.stream import AnswerStream
 from tokprune.types import Answer, Clip, First, Prepared, Prompt, Ranking, VisionTokens
+from tokprune_runtimes import Backend
 
 Shows: TypeAlias = PictureSource | Clip  # one picture or video
 Pictures: TypeAlias = Shows | Sequence[Shows]
@@ -39,6 +40,10 @@ class VLM:
     first_layer: FirstLayerGraph
     scorer: ScorerGraph
     llm: LanguageModel
+    backend: Backend = "cpu"
+    backends_refused: Mapping[Backend, str] = field(  # faster ones that "auto" could not take
+        default_factory=dict[Backend, str]
+    )
 
     def ask(
         self,
@@ -56,8 +61,9 @@ class VLM:
         """Answer a question about one or several pictures.
 
         Args:
-            image: a path, PIL picture, uint8 array [h, w, 3] RGB or `Clip` (the frames of a
-                video), or a list of these. They stand before the question, in order.
+            image: a path, PIL picture, uint8 array [h, w, 3] RGB (numpy, or any that offers
+                `__dlpack__` or `__cuda_array_interface__`) or `Clip` (the frames of a video), or a
+                list of these. They stand before the question, in order.
             question: what the user says.
             budget: how many vision tokens may enter the LLM: a share (0.5), a count (128),
                 `KeepRatio` or `KeepCount`.
@@ -74,6 +80,7 @@ class VLM:
             RequestInvalid: a budget, selector or text makes no sense.
             SelectorUnavailable: the bundle lacks what the selector reads.
             ContextOverflow: prompt and answer do not fit; nothing is ever cut off.
+            EngineTooSmall: TensorRT engines were built for smaller pictures or shorter questions.
         """
         stream = self.stream(
             image,
@@ -115,6 +122,7 @@ class VLM:
         generation = Generation(max_new_tokens, Sampling(temperature, top_p, seed))
         with watch.stage("preprocess"):
             prompt, media = self.prepare(image, question, system=system)
+            self.vision.check_all(media)
         pipeline = Pipeline(
             vision_graph=watch.timed("vision", self.vision),
             first_layer=partial(_timed_first, self.first_layer, watch),

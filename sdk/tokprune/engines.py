@@ -1,0 +1,250 @@
+"""The TensorRT engines of a bundle: which form of the LLM they take, and whether they are fresh.
+
+Nothing here deserialises an engine: side-cars are checked, by `tokprune_runtimes.trt_build`.
+"""
+
+import hashlib
+import mmap
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tokprune.bundle import Bundle
+from tokprune.containment import opened_file, opened_folder
+from tokprune.engine_folders import EngineFolder, Kind, engine_folders
+from tokprune.errors import BackendUnavailable, BundleInvalid, EnginesStale
+from tokprune.manifest import GraphSpec, LlmForm
+from tokprune.onnx_paths import external_data
+from tokprune.profiles import engine_specs
+from tokprune_runtimes.errors import EngineStale, EngineUnavailable
+
+Freshness = Literal["fresh", "stale", "missing", "unchecked"]
+SideCars: TypeAlias = Mapping[str, Any]  # engine -> tokprune_runtimes.trt_build.SideCar
+
+ENGINE_NAMES = ("vision_encoder", "first_layer", "scorer", "llm")
+_TENSOR_SCATTER = (10, 15)  # the first TensorRT with KVCacheUpdate layers (engines.md)
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """One engine as it was found."""
+
+    name: str
+    path: Path
+    kind: Kind
+    version: str
+    target: str
+    state: Freshness
+    reason: str | None  # why it is not fresh
+    bytes: int | None
+    side_car: Any = None  # tokprune_runtimes.trt_build.SideCar of a fresh one
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints. Keys are only ever added."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "engine": self.kind,
+            "version": self.version,
+            "sm": self.target,
+            "state": self.state,
+            "reason": self.reason,
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Four fresh engines for this GPU."""
+
+    folder: EngineFolder
+    form: LlmForm
+    side_cars: SideCars
+
+
+def trt_build() -> Any:
+    """Return the runtimes' builder. Importing it loads neither TensorRT nor CUDA."""
+    from tokprune_runtimes import trt_build as module
+
+    return module
+
+
+def engine_form(bundle: Bundle, kind: Kind, version: str, name: str | None = None) -> LlmForm:
+    """Return the form of the LLM for an engine: `trt` where bundle and version have it.
+
+    Args:
+        bundle: the bundle.
+        kind: the engine.
+        version: of the engine, such as "10.3.0".
+        name: a form by name; None takes the best.
+
+    Raises:
+        BackendUnavailable: the bundle has none for it.
+    """
+    old = kind == "tensorrt" and _numbers(version) < _TENSOR_SCATTER
+    forms = [
+        form
+        for form in bundle.manifest.graphs.llm
+        if kind in form.serves and name in (None, form.form) and not (old and form.form == "trt")
+    ]
+    if not forms:
+        raise BackendUnavailable(
+            f"This bundle has no LLM graph{f' {name!r}' if name else ''} for {kind} {version}; it "
+            f"has {forms_text(bundle)}. Export it again with this version of tokprune"
+        )
+    return min(forms, key=lambda form: form.form != "trt")
+
+
+def forms_text(bundle: Bundle) -> str:
+    """Return the forms of the LLM and what they serve, for messages."""
+    forms = bundle.manifest.graphs.llm
+    return ", ".join(f"{form.form} ({', '.join(form.serves)})" for form in forms)
+
+
+def source_files(bundle: Bundle, spec: GraphSpec) -> tuple[str, ...]:
+    """Return the files of one graph: the ONNX file, and those that hold its weights."""
+    with (
+        opened_folder(bundle.path) as root,
+        opened_file(root, spec.file) as descriptor,
+        mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped,
+    ):
+        view = memoryview(mapped)
+        try:
+            locations = {reference.location for reference in external_data(view)}
+        finally:
+            view.release()
+    folder = spec.file.rpartition("/")[0]
+    return (spec.file, *sorted(f"{folder}/{place}" if folder else place for place in locations))
+
+
+def source_sha256(bundle: Bundle, spec: GraphSpec) -> str:
+    """Return what an engine of this graph must have been built from: names and hashes of files."""
+    digest = hashlib.sha256()
+    for name in source_files(bundle, spec):
+        digest.update(f"{name} {bundle.manifest.files[name].sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def engine_states(
+    bundle: Bundle, folder: EngineFolder, sm: str | None, form: LlmForm | None = None
+) -> list[EngineState]:
+    """Return the state of the four engines of a folder. No engine is deserialised.
+
+    Args:
+        bundle: what they must have been built from.
+        folder: where they lie.
+        sm: of the GPU that is to run them; None does not ask.
+        form: of the LLM; None takes the one for the folder's engine and version.
+
+    Raises:
+        BackendUnavailable: the bundle has no form for this engine.
+    """
+    form = form or engine_form(bundle, folder.kind, folder.version)
+    specs = engine_specs(bundle.manifest, form)
+    return [_state(bundle, folder, name, specs[name], sm) for name in ENGINE_NAMES]
+
+
+def list_engines(bundle: Bundle) -> list[EngineState]:
+    """Return every engine that this device has of a bundle, for `inspect` and `verify`."""
+    folders = engine_folders(bundle)
+    sm = trt_build().device_sm() if folders else None
+    states: list[EngineState] = []
+    for folder in folders:
+        states += _states_or_fault(bundle, folder, sm)
+    return states
+
+
+def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines:
+    """Return fresh engines for this GPU.
+
+    Raises:
+        BackendUnavailable: the engine's package, the driver or the GPU is missing.
+        EnginesStale: there are no fresh ones; says what differs.
+    """
+    builder = trt_build()
+    try:
+        version = str(builder.engine_version(kind))
+    except EngineUnavailable as error:
+        raise BackendUnavailable(str(error)) from None
+    chosen = engine_form(bundle, kind, version, form)
+    sm = builder.device_sm()
+    if sm is None:
+        raise BackendUnavailable(
+            f"{kind} {version} is installed, but there is no NVIDIA GPU that the driver shows "
+            "through cuda-bindings: pip install cuda-bindings, and check nvidia-smi (on Jetson: "
+            "tegrastats)"
+        )
+    faults: list[str] = []
+    for folder in _suiting(bundle, kind, sm):
+        states = engine_states(bundle, folder, sm, chosen)
+        if all(state.state == "fresh" for state in states):
+            cars = {state.name: state.side_car for state in states}
+            return Engines(folder, chosen, cars)
+        faults += [f"{state.path}: {state.reason}" for state in states if state.state != "fresh"]
+    have = sorted({folder.path.name for folder in engine_folders(bundle)})
+    reasons = "; ".join(faults) or f"it has {', '.join(have) if have else 'none at all'}"
+    raise EnginesStale(
+        f"The bundle has no fresh engines for {kind} {version} on {sm}: {reasons}. Build them on "
+        f"this device: {build_line(bundle, kind)}"
+    )
+
+
+def build_line(bundle: Bundle, kind: Kind) -> str:
+    """Return the command that builds engines."""
+    return f"tokprune build {bundle.path} --engine {kind}"
+
+
+def _states_or_fault(bundle: Bundle, folder: EngineFolder, sm: str | None) -> list[EngineState]:
+    try:
+        return engine_states(bundle, folder, sm)
+    except BackendUnavailable as error:  # the bundle has no LLM for this engine
+        place = (folder.path, folder.kind, folder.version, folder.target)
+        return [EngineState("llm", *place, "stale", str(error), None)]
+
+
+def _suiting(bundle: Bundle, kind: Kind, sm: str) -> Iterator[EngineFolder]:
+    """Yield the folders that may hold engines for a GPU: those for it alone first."""
+    folders = [
+        folder
+        for folder in engine_folders(bundle)
+        if folder.kind == kind and (sm in folder.sm or not folder.sm)
+    ]
+    yield from sorted(folders, key=lambda folder: len(folder.sm) or 1000)  # all: last
+
+
+def _state(
+    bundle: Bundle, folder: EngineFolder, name: str, spec: GraphSpec, sm: str | None
+) -> EngineState:
+    path = folder.engine(name)
+    size: int | None = None
+    side_car: Any = None
+    try:
+        with opened_folder(folder.path) as root, opened_file(root, path.name) as descriptor:
+            size = os.fstat(descriptor).st_size
+        state, reason, side_car = _checked(bundle, folder, path, spec, sm)
+    except BundleInvalid as error:  # it is not there, or no plain file
+        missing = error.code.endswith(".missing")
+        state = "missing" if missing else "stale"
+        reason = f"{path.name} is missing" if missing else str(error)
+    return EngineState(
+        name, path, folder.kind, folder.version, folder.target, state, reason, size, side_car
+    )
+
+
+def _checked(
+    bundle: Bundle, folder: EngineFolder, path: Path, spec: GraphSpec, sm: str | None
+) -> tuple[Freshness, str | None, Any]:
+    try:
+        source = source_sha256(bundle, spec)
+        return "fresh", None, trt_build().check_side_car(path, folder.kind, source, sm)
+    except EngineStale as error:
+        return "stale", str(error), None
+    except EngineUnavailable as error:
+        return "unchecked", str(error), None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
