@@ -1,11 +1,15 @@
 # Everything that a checkout can do. `make` alone lists it.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10 python3,$(shell command -v $(name))))
+# JetPack 6's Python. pyenv's shim may be there and run nothing, so each is tried, when it is asked for.
+DEVICE_PYTHON ?= $(firstword $(foreach name,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python),$(shell $(name) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)))
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
+INSTALL = -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
+BUILT = --build-constraint constraints.txt  # unknown to the pip that a new environment begins with
+PIP = $(BIN)/python $(INSTALL)
 CHECKPOINTS := samples/scenes/checkpoints
 BUNDLES := $(patsubst $(CHECKPOINTS)/%/config.json,build/bundles/%,$(wildcard $(CHECKPOINTS)/*/config.json))
 SOURCES := $(shell find sdk runtimes export -name '*.py')
@@ -13,7 +17,7 @@ SOURCES := $(shell find sdk runtimes export -name '*.py')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bundles setup check test soak bench clean distclean
+.PHONY: help demo bundles setup check test device device-tests soak bench placement clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,17 +38,28 @@ check: .venv/.tests ## format, lint, types, import contracts
 test: .venv/.tests ## run the suite; PYTEST_ARGS="-k coverage" runs a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+device: ## test the robot's side as JetPack 6 has it: Python 3.10, no torch
+	@if [ -n '$(DEVICE_PYTHON)' ]; then $(MAKE) --no-print-directory device-tests; else \
+		echo 'make device: skipped, no Python 3.10 found (make device DEVICE_PYTHON=/path/to/python3.10)'; fi
+
+device-tests: .venv/.tests .venv-device/.tests
+	$(BIN)/python tests/demo_bundle.py
+	TOKPRUNE_TEST_DEVICE=1 .venv-device/bin/python -m pytest tests/sdk tests/runtimes -m 'not torch and not torchvision' $(PYTEST_ARGS)
+
 soak: .venv/.tests ## try every promise at its full count; goes on where it was stopped
 	SOAK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: .venv/.tests ## measure prefill at the size of a real LLM (an hour, 8 GiB of memory)
 	$(BIN)/python tests/benchmarks/prefill.py
 
+placement: .venv-placement/.pip bundles ## see which nodes of the bundles go to CUDA; needs no GPU, but cc
+	$(BIN)/python tests/benchmarks/cuda_placement.py .venv-placement/bin/python $(BUNDLES)
+
 clean: ## remove what was built
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-distclean: clean ## remove .venv too
-	rm -rf .venv
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-device .venv-placement
 
 # Stamps: made last, so that what was interrupted is done again and what is done is not.
 
@@ -57,16 +72,29 @@ distclean: clean ## remove .venv too
 	@touch $@
 
 .venv/.installed: .venv/.pip pyproject.toml
-	$(PIP) --build-constraint constraints.txt --editable '.[camera,export]'
+	$(PIP) $(BUILT) --editable '.[camera,export]'
 	@touch $@
 
 # torchvision in a folder of its own: it is for HF's own processors, which the tests compare ours
 # with. Its compiled half may not fit a CPU build of torch (tests/conftest.py), and transformers
 # would import it in every program of the environment.
 .venv/.tests: .venv/.installed
-	$(PIP) --group dev
+	$(PIP) $(BUILT) --group dev
 	$(PIP) --no-deps --upgrade --target .venv/torchvision torchvision
 	$(BIN)/python -m pip check
+	@touch $@
+
+# The wheel, not the checkout, and nothing that a robot has not. A local folder is always built anew.
+.venv-device/.tests: constraints.txt pyproject.toml $(SOURCES)
+	test -x .venv-device/bin/python || '$(DEVICE_PYTHON)' -m venv .venv-device
+	.venv-device/bin/python $(INSTALL) --quiet pip
+	.venv-device/bin/python $(INSTALL) $(BUILT) '.[camera]' --group test
+	.venv-device/bin/python -m pip check
+	@touch $@
+
+.venv-placement/.pip: constraints.txt
+	'$(PYTHON)' -m venv .venv-placement
+	.venv-placement/bin/python $(INSTALL) onnxruntime-gpu
 	@touch $@
 
 .SECONDEXPANSION:

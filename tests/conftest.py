@@ -16,7 +16,10 @@ from random_checkpoint import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
-NEEDS = {"torch": "torch", "demo": "torch", "torchvision": "torchvision"}  # marker -> library
+ON_DEVICE = bool(os.environ.get("TOKPRUNE_TEST_DEVICE"))  # make device has exported the demo
+NEEDS = {"torch": "torch", "torchvision": "torchvision"}  # marker -> library
+if not ON_DEVICE:
+    NEEDS["demo"] = "torch"
 DEVICES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")
 WRITERS = (  # what a bundle's contents depend on
     "export/**/*.py",
@@ -39,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"{library} is not installed"))
         if item.get_closest_marker("gpu") and not any(Path(path).exists() for path in DEVICES):
             item.add_marker(pytest.mark.skip(reason="there is no NVIDIA device"))
+        if item.get_closest_marker("jetpack") and not ON_DEVICE:
+            item.add_marker(pytest.mark.skip(reason="make device runs it"))
         if item.get_closest_marker("network") and not os.environ.get("TOKPRUNE_TEST_NETWORK"):
             item.add_marker(pytest.mark.skip(reason="TOKPRUNE_TEST_NETWORK is not set"))
         if item.get_closest_marker("soak") and not soaking.ON:

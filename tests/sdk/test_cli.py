@@ -12,7 +12,7 @@ from PIL import Image
 
 from tokprune.scenes import suite
 
-pytestmark = [pytest.mark.torch, pytest.mark.demo]  # the bundle is exported for the test
+pytestmark = pytest.mark.demo
 
 
 def tokprune(*arguments: object) -> subprocess.CompletedProcess[str]:
