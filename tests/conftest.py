@@ -112,30 +112,29 @@ def demo_bundle(demo_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_bundles(demo_bundle: Path) -> Callable[[str], Path]:
-    """The same of any family."""
+def demo_bundles(demo_checkpoint: Path) -> Callable[..., Path]:
+    """The same of any family, in any precision."""
 
-    def find(family: str) -> Path:
-        if family == "qwen2_vl":
-            return demo_bundle
-        return bundle_of(ROOT / "samples" / "scenes" / "checkpoints" / family)
+    def find(family: str, precision: str = "fp32") -> Path:
+        other = ROOT / "samples" / "scenes" / "checkpoints" / family
+        return bundle_of(demo_checkpoint if family == "qwen2_vl" else other, precision)
 
     return find
 
 
-def bundle_of(checkpoint: Path) -> Path:
+def bundle_of(checkpoint: Path, precision: str = "fp32") -> Path:
     """Export a checkpoint with its scorer, unless it was."""
     scorer = checkpoint / "scorer.safetensors"
     inputs = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for pattern in WRITERS:
         inputs += sorted(ROOT.glob(pattern))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(precision.encode())
     for path in (*inputs, ROOT / "constraints.txt"):
         digest.update(path.name.encode() + path.read_bytes())
     bundle = ROOT / "build" / "tests" / f"demo-{digest.hexdigest()[:16]}"
     if not bundle.exists():
         options = ["--scorer", str(scorer)] if scorer.exists() else []
-        export_bundle(checkpoint, bundle, *options)
+        export_bundle(checkpoint, bundle, "--precision", precision, *options)
     return bundle
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +74,16 @@ class Checkpoint:
         """All safetensors files of all parts."""
         return [p for part in self.layout.parts for p in sorted((self.folder / part).glob(WEIGHTS))]
 
-    def parameters(self, layers: int | None = None) -> int:
-        """Count the weights, of the first `layers` decoder layers only, if given."""
-        total = 0
+    def weights(self, layers: int | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield names and shapes, of the first `layers` decoder layers only, if given."""
         for name, shape in self.shapes.items():
             layer = DECODER_LAYER.search(name)
             if layers is None or layer is None or int(layer[1]) < layers:
-                total += int(np.prod(shape, dtype=np.int64))
-        return total
+                yield name, shape
+
+    def parameters(self, layers: int | None = None) -> int:
+        """Count the weights, of the first `layers` decoder layers only, if given."""
+        return sum(int(np.prod(shape, dtype=np.int64)) for _, shape in self.weights(layers))
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:

@@ -1,6 +1,9 @@
 """`tokprune-export` and `tokprune-train`. torch is imported where a step needs it."""
 
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 
 import tyro
@@ -37,7 +40,7 @@ def run_export(options: ExportOptions) -> None:
     if options.engine is not None:
         check_builder(options.engine, options.sm)  # before an export that may take an hour
     from tokprune_export.export import export
-    from tokprune_export.parity import Row, table
+    from tokprune_export.parity_report import Row, table
 
     console = Console()
     rows: list[Row] = []
@@ -48,6 +51,8 @@ def run_export(options: ExportOptions) -> None:
         if rows:
             console.print(table(rows))
     console.print(summary(manifest, str(options.output)))
+    for line in notes(options.output):
+        console.print(line, soft_wrap=True)
     if options.engine is not None:
         build_with_progress(open_bundle(options.output), BuildOptions(options.engine, options.sm))
 
@@ -80,6 +85,16 @@ class Steps:
         if done:
             self._console.print(f"[green]✓[/] {name} [dim]{perf_counter() - began:.1f} s")
         self._current = None
+
+
+def notes(bundle: Path) -> Iterator[str]:
+    """Yield what a reader of the tables would not guess."""
+    report = json.loads((bundle / "reports" / "parity.json").read_bytes())
+    if report["not_quantised"]:
+        layers = ", ".join(report["not_quantised"])
+        yield f"Linear layers in float16, not 4 bits: {layers} (their inputs fill no blocks of 128)"
+    for line in report["unchecked"]:
+        yield f"Not checked here: {line}"
 
 
 def summary(manifest: Manifest, output: str) -> Table:

@@ -3,26 +3,28 @@
 import errno
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from tokprune.files import staged_folder
 from tokprune.manifest import (
+    EMBEDDING_DTYPES,
     SCHEMA_VERSION,
     Chat,
     Graphs,
     Limits,
+    LlmForm,
     LlmShape,
     Manifest,
     Scorer,
     Tokens,
     encode,
 )
-from tokprune_export import graphs, parity, preflight, records
+from tokprune_export import graphs, parity, preflight, quantize, records
 from tokprune_export.chat_template import Template, compile_chat, verify_chat
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.decoder import Decoder, TextModel
@@ -30,6 +32,7 @@ from tokprune_export.errors import ExportRefused, ParityFailed
 from tokprune_export.families import FAMILIES, Family
 from tokprune_export.options import ExportOptions
 from tokprune_export.oracle import Expected, observe
+from tokprune_export.parity_report import Notes, Row, report
 from tokprune_export.scorers import Scorer as ScorerFile
 from tokprune_export.scorers import load_scorer
 
@@ -37,7 +40,17 @@ TRAINED_SELECTOR = "relevance-spread"
 UNTRAINED_SELECTOR = "attention-spread"
 
 Step: TypeAlias = Callable[[str], None]  # told the name of each step as it begins
-Outcome: TypeAlias = Callable[[Sequence[parity.Row]], None]  # told how the gate went, good or bad
+Outcome: TypeAlias = Callable[[Sequence[Row]], None]  # told how the gate went, good or bad
+
+
+class Written(NamedTuple):
+    """The graphs, and what they should say."""
+
+    graphs: Graphs
+    shape: LlmShape
+    expected: list[Expected]
+    rounded: list[Expected] | None  # of the LLM with the weights of int4
+    not_quantised: list[str]  # linear layers that int4 leaves in float16
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     family.check(checkpoint.config)
     limits = records.limits(options, checkpoint)
     scorer = load_scorer(options.scorer, checkpoint.text_config["num_attention_heads"])
-    needed = preflight.needs(checkpoint, options.num_decoder_layers)
+    needed = preflight.needs(checkpoint, options.num_decoder_layers, options.precision)
     preflight.check(needed, options.output)
     step("chat template")
     template = Template(checkpoint.texts)
@@ -100,24 +113,28 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
     """Fill an empty folder."""
     for path in plan.checkpoint.text_files:
         copyfile(path, folder / path.name)
-    written, shape, expected = write_graphs(plan, folder, step)
+    written = write_graphs(plan, folder, step)
     step("parity")
-    atol = plan.options.atol
-    bench = parity.Bench(folder, written, plan.checkpoint.family, atol)
-    rows = list(parity.check(bench, expected, plan.scorer.network))
+    options, family = plan.options, plan.checkpoint.family
+    bench = parity.Bench(
+        folder, written.graphs, family, options.precision, options.atol, written.rounded
+    )
+    rows = list(parity.check(bench, written.expected, plan.scorer.network))
     outcome(rows)
     if failed := sum(not row.ok for row in rows):
         raise ParityFailed(f"{failed} of {len(rows)} comparisons are out of tolerance")
     step("manifest")
     (folder / "reports").mkdir()
-    (folder / "reports" / "parity.json").write_bytes(parity.report(rows, atol))
+    unchecked = [why for form in written.graphs.llm if (why := parity.unrunnable(form))]
+    told = report(rows, bench.rule, Notes(unchecked, written.not_quantised))
+    (folder / "reports" / "parity.json").write_bytes(told)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tokprune_version=records.tokprune_version(),
-        family=plan.checkpoint.family,
-        precision=plan.options.precision,
-        graphs=written,
-        llm=shape,
+        family=family,
+        precision=options.precision,
+        graphs=written.graphs,
+        llm=written.shape,
         chat=plan.chat,
         tokens=plan.tokens,
         limits=plan.limits,
@@ -130,7 +147,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
     return manifest
 
 
-def write_graphs(plan: Plan, folder: Path, step: Step) -> tuple[Graphs, LlmShape, list[Expected]]:
+def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     """Write all graphs and the embedding table, and ask the HF module what they should say.
 
     The module is gone when this returns, so the gate has its memory.
@@ -140,26 +157,40 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> tuple[Graphs, LlmShape
     step("load")
     model = plan.family.load(plan.checkpoint.folder, options.num_decoder_layers)
     text = plan.family.text(model)
+    length = plan.limits.max_kv_len
+    target = graphs.Target(folder, options.opset, length, options.precision)
     step("vision encoder")
-    vision = graphs.write(plan.family.vision(model), folder, "vision_encoder", options.opset)
+    vision = graphs.write(plan.family.vision(model), target, "vision_encoder")
     step("first layer")
-    first = graphs.write(graphs.first_layer(text), folder, "first_layer", options.opset)
+    first = graphs.write(graphs.first_layer(text), target, "first_layer")
     step("scorer")
     source = graphs.scorer(plan.scorer.network, text.heads)
-    scorer = graphs.write(source, folder, "scorer", options.opset)
+    scorer = graphs.write(source, replace(target, precision="fp32"), "scorer")
     decoder = Decoder(text)
-    step("llm portable")
-    portable = graphs.portable_llm(text, decoder, folder, options.opset)
-    step("llm ort")
-    ort = graphs.ort_llm(text, decoder, folder, options.opset)
+    left: list[str] = []
+    if options.precision == "int4":
+        step("scales")
+        scales, left = quantize.find_scales(decoder)
+        target = replace(target, scales=scales)
+    forms: list[LlmForm] = []
+    for name, make in graphs.FORMS[options.precision].items():
+        step(f"llm {name}")
+        forms.append(make(text, decoder, target))
     step("embeddings")
-    records.write_embeddings(text.embeddings, folder / "embed_tokens.npy")
-    step("oracle")
-    expected = observe(model, plan.family, options.device)
+    dtype = EMBEDDING_DTYPES[options.precision]
+    records.write_embeddings(text.embeddings, folder / "embed_tokens.npy", dtype)
+    owners = quantize.owners(model, decoder, target.scales)
     shape = _shape(text)
-    del model, text, decoder, source
+    del decoder, source
+    step("oracle")
+    expected, rounded = observe(model, plan.family, options.device), None
+    if target.scales:
+        step("oracle, rounded")
+        quantize.round_weights(owners, target.scales)
+        rounded = observe(model, plan.family, options.device)
+    del model, text, owners, target
     gc.collect()
-    return Graphs(vision, first, scorer, [portable, ort]), shape, expected
+    return Written(Graphs(vision, first, scorer, forms), shape, expected, rounded, left)
 
 
 def _scorer(scorer: ScorerFile) -> Scorer:

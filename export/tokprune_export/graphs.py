@@ -1,28 +1,51 @@
 """The graphs of a bundle: which module, which names and axes, which file."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tokprune.manifest import GraphSpec, LlmForm
-from tokprune_export import onnx
-from tokprune_export.decoder import Decoder, FirstLayer, OrtLlm, PortableLlm, TextModel
+from tokprune.manifest import Engine, GraphSpec, LlmForm, Precision
+from tokprune_export import onnx, quantize
+from tokprune_export.decoder import Decoder, FirstLayer, TextModel
+from tokprune_export.layers import InPrecision
+from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm
+from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.parity import scorer_feeds
 
 FOLDER = "onnx"
 LLM_DATA = "llm.onnx.data"  # of all forms
-NEW, PAST, CAPACITY = 5, 6, 17  # sizes to trace the LLM with
+NEW, PAST, SEEN, CAPACITY = 5, 6, 13, 17  # sizes to trace the LLM with
+TRT_OPSET = 24  # the first with TensorScatter
+_MASK = (1, 1, "T", "S")
 
 
-def write(source: Source, bundle: Path, name: str, opset: int) -> GraphSpec:
+@dataclass(frozen=True)
+class Target:
+    """Where graphs go, and how their numbers are written."""
+
+    bundle: Path
+    opset: int
+    max_kv_len: int  # rows of a cache whose length is fixed
+    precision: Precision = "fp32"
+    scales: Mapping[str, Tensor] = field(default_factory=dict)  # of the weights to quantise
+
+
+def write(source: Source, target: Target, name: str) -> GraphSpec:
     """Trace one graph and write it into the bundle."""
-    model = onnx.trace(source, opset)
+    dtype = DTYPES[target.precision]
+    if dtype != torch.float32:
+        module = InPrecision(source.module, dtype)
+        source = replace(source, module=module, listed=len(source.inputs))
+    model = onnx.trace(source, target.opset, narrow_weights)
     file = f"{FOLDER}/{name}.onnx"
-    onnx.save(model, bundle / file)
-    return onnx.describe(model, file, opset)
+    onnx.save(model, target.bundle / file)
+    return onnx.describe(model, file, target.opset)
 
 
 def first_layer(text: TextModel) -> Source:
@@ -58,14 +81,15 @@ def scorer(network: nn.Module, heads: int) -> Source:
     )
 
 
-def portable_llm(text: TextModel, decoder: Decoder, bundle: Path, opset: int) -> LlmForm:
+def portable_llm(text: TextModel, decoder: Decoder, target: Target) -> LlmForm:
     """Write the LLM in plain operators, and the weights that all forms share."""
-    shared = _rows(text)
-    past, present = _cache(text, "P", PAST), _cache(text, "P+T", PAST + NEW)
-    source = _llm(PortableLlm(decoder), text, shared, past, present)
-    model = onnx.trace(source, opset)
+    dtype = DTYPES[target.precision]
+    opset = max(target.opset, quantize.OPSET) if target.scales else target.opset
+    past, present = _cache(text, "P", PAST, dtype), _cache(text, "P+T", PAST + NEW, dtype)
+    source = _llm(PortableLlm(decoder), text, (*_rows(text), _bias()), past, present)
+    model = _traced(source, target, opset)
     file = f"{FOLDER}/llm.portable.onnx"
-    onnx.save(model, bundle / file, data=LLM_DATA)
+    onnx.save(model, target.bundle / file, data=LLM_DATA)
     return LlmForm(
         form="portable",
         cache="grows",
@@ -74,26 +98,70 @@ def portable_llm(text: TextModel, decoder: Decoder, bundle: Path, opset: int) ->
     )
 
 
-def ort_llm(text: TextModel, decoder: Decoder, bundle: Path, opset: int) -> LlmForm:
+def ort_llm(text: TextModel, decoder: Decoder, target: Target) -> LlmForm:
     """Write the LLM for ONNX Runtime, over the weights that `portable_llm` has written."""
-    module = OrtLlm(decoder)
     lengths = (
         Input("seqlens_k", torch.tensor([PAST + NEW - 1], dtype=torch.int32), (1,)),
         Input("total_sequence_length", torch.tensor(PAST + NEW, dtype=torch.int32), ()),
     )
-    cache = _cache(text, "C", CAPACITY)
-    source = _llm(module, text, (*_rows(text), *lengths), cache, cache)
-    model = onnx.trace(source, opset)
-    weights = {name for name, _ in module.named_parameters()}
-    onnx.share_weights(model, bundle / FOLDER / "llm.portable.onnx", weights)
-    file = f"{FOLDER}/llm.ort.onnx"
-    onnx.save(model, bundle / file, data=None)
+    dtype = DTYPES[target.precision]
+    opset = max(target.opset, quantize.OPSET) if target.scales else target.opset
+    cache = _cache(text, "C", CAPACITY, dtype)
+    source = _llm(OrtLlm(decoder), text, (*_rows(text), _bias(), *lengths), cache, cache)
+    # CUDA's GroupQueryAttention has no float32 kernel: the node would go to the CPU
+    gpu: list[Engine] = [] if dtype == torch.float32 else ["onnxruntime-cuda"]
     return LlmForm(
         form="ort",
         cache="in_place",
-        serves=["onnxruntime-cpu"],
-        graph=onnx.describe(model, file, opset),
+        serves=["onnxruntime-cpu", *gpu],
+        graph=_sharing(source, target, "llm.ort.onnx", opset),
     )
+
+
+def trt_llm(text: TextModel, decoder: Decoder, target: Target) -> LlmForm:
+    """Write the LLM for TensorRT, over the weights that `portable_llm` has written.
+
+    Not in float32, in which TensorRT has no kernel for `Attention`.
+    """
+    rows = (
+        Input("attention_mask", torch.ones(1, 1, NEW, SEEN, dtype=torch.bool), _MASK),
+        Input("write_indices", torch.tensor([PAST]), (1,)),
+    )
+    length = target.max_kv_len
+    cache = _cache(text, length, length, DTYPES[target.precision])
+    source = _llm(TrtLlm(decoder), text, (*_rows(text), *rows), cache, cache)
+    return LlmForm(
+        form="trt",
+        cache="in_place",
+        serves=["tensorrt", "tensorrt-rtx"],
+        graph=_sharing(source, target, "llm.trt.onnx", TRT_OPSET),
+    )
+
+
+FORMS: dict[Precision, dict[str, Callable[[TextModel, Decoder, Target], LlmForm]]] = {
+    "fp32": {"portable": portable_llm, "ort": ort_llm},
+    "fp16": {"portable": portable_llm, "ort": ort_llm, "trt": trt_llm},
+    "bf16": {"portable": portable_llm, "ort": ort_llm, "trt": trt_llm},
+    "int4": {"portable": portable_llm, "ort": ort_llm, "trt": trt_llm},
+}
+
+
+def _traced(source: Source, target: Target, opset: int) -> ir.Model:
+    def weights(model: ir.Model) -> None:
+        quantize.insert(model, target.scales)
+        narrow_weights(model)
+
+    return onnx.trace(source, opset, weights)
+
+
+def _sharing(source: Source, target: Target, name: str, opset: int) -> GraphSpec:
+    """Write a form of the LLM that has its weights in the file of the portable one."""
+    model, folder = _traced(source, target, opset), target.bundle / FOLDER
+    weights = {name for name, _ in source.module.named_parameters()}
+    scales = {f"{weight}{quantize.SCALE}" for weight in weights}
+    onnx.share_weights(model, folder / "llm.portable.onnx", weights | scales)
+    onnx.save(model, folder / name, data=None)
+    return onnx.describe(model, f"{FOLDER}/{name}", opset)
 
 
 def _rows(text: TextModel) -> tuple[Input, ...]:
@@ -101,8 +169,11 @@ def _rows(text: TextModel) -> tuple[Input, ...]:
     return (
         Input("inputs_embeds", torch.zeros(1, NEW, width), (1, "T", width)),
         Input("position_ids", _positions(axes, NEW), (axes, 1, "T")),
-        Input("attention_bias", torch.zeros(1, PAST + NEW), (1, "P+T")),
     )
+
+
+def _bias() -> Input:
+    return Input("attention_bias", torch.zeros(1, PAST + NEW), (1, "P+T"))
 
 
 def _llm(
@@ -122,12 +193,12 @@ def _llm(
     )
 
 
-def _cache(text: TextModel, axis: str, size: int) -> list[Input]:
+def _cache(text: TextModel, axis: str | int, size: int, dtype: torch.dtype) -> list[Input]:
     shape = (1, text.kv_heads, axis, text.cache_dim)
     return [
         Input(
             f"past_key_values.{layer}.{part}",
-            torch.zeros(1, text.kv_heads, size, text.cache_dim),
+            torch.zeros(1, text.kv_heads, size, text.cache_dim, dtype=dtype),
             shape,
         )
         for layer in range(len(text.model.layers))

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +61,16 @@ class Source:
             raise ValueError(f"Trace with distinct sizes of at least 2, got {sizes}")
 
 
-def trace(source: Source, opset: int) -> ir.Model:
-    """Export the module. Weights are shared with it, not copied."""
+def trace(
+    source: Source, opset: int, weights: Callable[[ir.Model], None] | None = None
+) -> ir.Model:
+    """Export the module. Weights are shared with it, not copied.
+
+    Args:
+        source: what to export.
+        opset: of the graph.
+        weights: changes how they are stored, before the optimiser would fold what reads small ones.
+    """
     examples = [given.example for given in source.inputs]
     shapes = [_dynamic(given.shape) for given in source.inputs]
     split = len(examples) - source.listed
@@ -78,10 +86,14 @@ def trace(source: Source, opset: int) -> ir.Model:
             input_names=[given.name for given in source.inputs],
             output_names=[output.name for output in source.outputs],
             dynamic_shapes=axes,
+            optimize=weights is None,
             verbose=False,
         )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        if weights is not None:
+            weights(program.model)
+            program.optimize()
     return _tidy(program.model, source)
 
 

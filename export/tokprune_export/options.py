@@ -19,7 +19,8 @@ class ExportOptions:
     output: tyro.conf.Positional[Path]
     """The bundle to make. It must not exist."""
     precision: Precision = "fp32"
-    """Precision of the graphs."""
+    """Precision of the graphs: float32, float16, bfloat16, or float16 with the LLM's linear weights
+    in 4 bits. The scorer is float32 in all of them."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     opset: Annotated[int, tyro.conf.arg(metavar="18..22")] = 18
@@ -28,8 +29,9 @@ class ExportOptions:
     """Most prompt rows that enter the LLM, kept vision tokens included (default: max-kv-len)."""
     max_kv_len: int | None = None
     """Most rows of prompt and answer (default: the checkpoint's own, at most 4096)."""
-    atol: float = 1e-4
-    """Tolerance of the parity gate: |a - b| <= atol x max(1, max|b|)."""
+    atol: float | None = None
+    """Tolerance of the parity gate: |a - b| <= atol x max(1, max|b|) (default: 1e-4 in fp32, 1e-2
+    and a cosine of 0.999 in fp16, 5e-2 and 0.998 in int4)."""
     num_decoder_layers: int | None = None
     """Export the first N decoder layers only: a smoke test, whose answers mean nothing."""
     revision: str | None = None

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tokprune.manifest import EMBEDDING_DTYPES, Precision
 from tokprune.memory import available_memory, gib
-from tokprune_export.checkpoint import Checkpoint
+from tokprune_export.checkpoint import DECODER_LAYER, Checkpoint
 from tokprune_export.errors import ExportRefused
+from tokprune_export.narrow import DTYPES
+from tokprune_export.quantize import BLOCK
 
 FLOAT_BYTES = 4
 GRAPH_BYTES = 32 << 20  # graph files without weights, reports, manifest
@@ -23,25 +26,39 @@ class Needs:
     memory: int
 
 
-def needs(checkpoint: Checkpoint, layers: int | None) -> Needs:
+def needs(checkpoint: Checkpoint, layers: int | None, precision: Precision = "fp32") -> Needs:
     """Count what the export will need.
 
-    Disk: all weights in float32, the embedding table apart from the head, the first layer's part of
-    layer 0, and the text files; nothing is written twice. Memory: the weights in float32 once, plus
-    the largest one (it is transposed while it is written).
+    Disk: all weights in their precision, the embedding table apart from the head, the first layer's
+    part of layer 0, and the text files; nothing is written twice. Memory: the weights in float32
+    once, plus the largest one (it is transposed while it is written); and for narrow ones the
+    file's, since ONNX Runtime's CPU makes float32 of them when the gate opens it.
     """
     config = checkpoint.text_config
-    width = config["hidden_size"]
-    weights = checkpoint.parameters(layers) * FLOAT_BYTES
+    width, number = config["hidden_size"], DTYPES[precision].itemsize
     tied = not any(name.endswith("lm_head.weight") for name in checkpoint.shapes)
-    head = config["vocab_size"] * width * FLOAT_BYTES if tied else 0
-    first = 2 * width * width * FLOAT_BYTES
+    head = config["vocab_size"] * width if tied else 0
+    written = sum(_bytes(name, shape, precision) for name, shape in checkpoint.weights(layers))
+    written += (head + 2 * width * width) * number
     texts = sum(path.stat().st_size for path in checkpoint.text_files)
     largest = max(int(np.prod(shape, dtype=np.int64)) for shape in checkpoint.shapes.values())
+    held = (checkpoint.parameters(layers) + head + largest) * FLOAT_BYTES
     return Needs(
-        disk=weights + head + first + texts + GRAPH_BYTES,
-        memory=weights + head + largest * FLOAT_BYTES + BASE_MEMORY_BYTES,
+        disk=written + texts + GRAPH_BYTES,
+        memory=held + (0 if precision == "fp32" else written) + BASE_MEMORY_BYTES,
     )
+
+
+def _bytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
+    """Return what one weight of the checkpoint takes in the bundle."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if len(shape) < 2:  # norms stay float32
+        return count * FLOAT_BYTES
+    if name.endswith("embed_tokens.weight"):
+        return count * np.dtype(EMBEDDING_DTYPES[precision]).itemsize
+    if precision == "int4" and DECODER_LAYER.search(name) and not shape[1] % BLOCK:
+        return count // 2 + count // BLOCK * 2  # and the scales, in float16
+    return count * DTYPES[precision].itemsize
 
 
 def check(needed: Needs, output: Path) -> None:

@@ -27,9 +27,14 @@ ROWS = 4096  # of the embedding table, written at once
 
 def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
     """Check the numbers that were asked for."""
+    if options.precision == "bf16":
+        raise ExportRefused(
+            "--precision bf16 is not there yet: the parity gate runs in ONNX Runtime's CPU, which "
+            "has no bfloat16 products. Choose fp16, int4 or fp32"
+        )
     if options.opset not in OPSETS:
         raise ExportRefused(f"Got --opset {options.opset}; expected {OPSETS[0]} to {OPSETS[-1]}")
-    if not 0 < options.atol < 1:
+    if options.atol is not None and not 0 < options.atol < 1:
         raise ExportRefused(f"Got --atol {options.atol}; expected a number between 0 and 1")
     layers = checkpoint.text_config["num_hidden_layers"]
     if options.num_decoder_layers is not None and not 1 <= options.num_decoder_layers <= layers:
@@ -111,13 +116,16 @@ def files(folder: Path) -> dict[str, File]:
     }
 
 
-def write_embeddings(table: Float[Tensor, "vocabulary d"], path: Path) -> None:
-    """Write the table as float32 in numpy's format, a part at a time.
+def write_embeddings(
+    table: Float[Tensor, "vocabulary d"], path: Path, dtype: str = "float32"
+) -> None:
+    """Write the table in numpy's format, a part at a time.
 
     numpy.save would do, but hides why a write failed (`OSError` without errno on a full disk).
     """
-    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(table.shape)}
+    number = np.dtype(dtype)
+    header = {"descr": number.str, "fortran_order": False, "shape": tuple(table.shape)}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for part in table.split(ROWS):
-            file.write(part.float().cpu().contiguous().numpy().astype("<f4").data)
+            file.write(part.float().cpu().contiguous().numpy().astype(number).data)

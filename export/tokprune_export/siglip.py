@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokprune_export.decoder import Linear, frozen
+from tokprune_export.layers import LayerNorm, Linear, frozen, like, softmax
 
 
 class Block(nn.Module):
@@ -20,7 +20,8 @@ class Block(nn.Module):
         super().__init__()
         attention = source.self_attn
         self.heads: int = attention.num_heads
-        self.attention_norm, self.mlp_norm = source.layer_norm1, source.layer_norm2
+        self.attention_norm = LayerNorm(source.layer_norm1)
+        self.mlp_norm = LayerNorm(source.layer_norm2)
         self.query, self.key = Linear(attention.q_proj), Linear(attention.k_proj)
         self.value, self.output = Linear(attention.v_proj), Linear(attention.out_proj)
         self.up, self.down = Linear(source.mlp.fc1), Linear(source.mlp.fc2)
@@ -34,7 +35,7 @@ class Block(nn.Module):
             for project in (self.query, self.key, self.value)
         )
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        mixed = torch.softmax(scores, dim=-1) @ value
+        mixed = softmax(scores) @ value
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
         return x + self.down(self.activation(self.up(self.mlp_norm(x))))
 
@@ -64,7 +65,8 @@ class Siglip(nn.Module):
         inside = self.patches * self.side  # what does not fill a patch is cut off
         grid = pixel_values[:, :, :inside, :inside].unflatten(3, (self.patches, self.side))
         cut = grid.unflatten(2, (self.patches, self.side)).permute(0, 2, 4, 1, 3, 5)
-        x = cut.flatten(3).flatten(1, 2) @ self.patch + self.patch_bias + self.positions
+        x = cut.flatten(3).flatten(1, 2) @ like(self.patch, cut)
+        x = x + like(self.patch_bias, x) + like(self.positions, x)
         states = [x]
         for block in self.blocks:
             states.append(block(states[-1]))

@@ -30,7 +30,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 from tokprune import manifest as manifests
 from tokprune.containment import check_name, listing, opened_file, opened_folder, read_small
@@ -69,7 +69,7 @@ class Bundle:
             raise unlisted(name)
         return self.path / name
 
-    def embed_tokens(self) -> Float32[Array, "v d"]:
+    def embed_tokens(self) -> Float[Array, "v d"]:
         """Return the embedding table, mapped from the disk, read-only."""
         return np.load(self.file(EMBEDDINGS), mmap_mode="r", allow_pickle=False)
 

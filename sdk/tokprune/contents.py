@@ -4,10 +4,12 @@ import mmap
 import os
 import re
 
+import numpy as np
+
 from tokprune.containment import opened_file
 from tokprune.errors import BundleInvalid
 from tokprune.interfaces import graph_specs
-from tokprune.manifest import Manifest
+from tokprune.manifest import EMBEDDING_DTYPES, Manifest
 from tokprune.onnx_paths import ExternalData, external_data
 
 EMBEDDINGS = "embed_tokens.npy"
@@ -32,11 +34,12 @@ def check_contents(root: int, manifest: Manifest) -> None:
             _check_reference(name, reference, manifest)
     with opened_file(root, EMBEDDINGS) as descriptor:
         expected = (manifest.llm.vocab_size, manifest.llm.hidden_size)
-        problem = _npy_problem(descriptor, expected)
+        dtype = EMBEDDING_DTYPES[manifest.precision]
+        problem = _npy_problem(descriptor, expected, dtype)
     if problem:
         raise BundleInvalid(
             "embed",
-            f"{EMBEDDINGS} is not the embedding table: {problem}; expected float32 {expected} in "
+            f"{EMBEDDINGS} is not the embedding table: {problem}; expected {dtype} {expected} in "
             f"C order, as numpy.save writes it. {_AGAIN}",
         )
 
@@ -78,15 +81,16 @@ def _check_reference(graph: str, reference: ExternalData, manifest: Manifest) ->
     raise BundleInvalid("external_data", message)
 
 
-def _npy_problem(descriptor: int, expected: tuple[int, int]) -> str | None:
+def _npy_problem(descriptor: int, expected: tuple[int, int], dtype: str) -> str | None:
     """Return what is wrong with an .npy file. Its header is matched, never evaluated."""
     header = _NPY_HEADER.match(os.pread(descriptor, _NPY_HEADER_BYTES, 0))
     if header is None or header.end() != 10 + int.from_bytes(header[1], "little"):
         return "its header is not one of numpy.save for a table of numbers"
-    dtype, order, rows, columns = (text.decode("latin-1") for text in header.groups()[1:])
-    if (dtype, order) != ("<f4", "False") or (int(rows), int(columns)) != expected:
-        return f"it holds {dtype} ({rows}, {columns}), Fortran order {order}"
+    kind, order, rows, columns = (text.decode("latin-1") for text in header.groups()[1:])
+    number = np.dtype(dtype).itemsize
+    if (kind, order) != (f"<f{number}", "False") or (int(rows), int(columns)) != expected:
+        return f"it holds {kind} ({rows}, {columns}), Fortran order {order}"
     size = os.fstat(descriptor).st_size - header.end()
-    if size != 4 * expected[0] * expected[1]:
+    if size != number * expected[0] * expected[1]:
         return f"it has {size} bytes of numbers"
     return None

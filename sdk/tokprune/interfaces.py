@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from tokprune.errors import BundleInvalid
-from tokprune.manifest import Chat, GraphSpec, LlmForm, LlmShape, Manifest, Tensor
+from tokprune.manifest import CACHE_DTYPES, Chat, GraphSpec, LlmForm, Manifest, Tensor
 
 _LARGEST = 2**31 - 1
 _MOST_LAYERS = 1024
@@ -130,22 +130,31 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
     )
     yield from _fits("scorer", graphs.scorer.outputs, {"relevance": Shape(f32, (_FREE,))})
     for form in graphs.llm:
-        if form.form != "trt":  # its cache is the engine's own affair (engines.md)
-            yield from _llm_form(form, llm, rows)
+        if form.form == "trt" and form.cache == "grows":
+            yield "llm.trt has a cache that grows, expected in_place"
+        yield from _llm_form(form, manifest, rows)
 
 
-def _llm_form(form: LlmForm, llm: LlmShape, rows: Shapes) -> Iterator[str]:
+def _llm_form(form: LlmForm, manifest: Manifest, rows: Shapes) -> Iterator[str]:
     """Yield what is wrong with one form of the LLM."""
-    kv = Shape("float32", (1, llm.kv_heads, _FREE, llm.head_dim))
+    llm, limits, dtype = manifest.llm, manifest.limits, CACHE_DTYPES[manifest.precision]
+    # TensorRT's cache has one length, that of the longest request
+    length = limits.max_kv_len if form.form == "trt" else _FREE
+    kv = Shape(dtype, (1, llm.kv_heads, length, llm.head_dim))
     halves = [f"{layer}.{half}" for layer in range(llm.layers) for half in ("key", "value")]
+    biased = {"attention_bias": Shape("float32", (1, _FREE))}
     lengths = {
         "seqlens_k": Shape("int32", (1,)),
         "total_sequence_length": Shape("int32", ()),
     }
+    masked = {
+        "attention_mask": Shape("bool", (1, 1, _FREE, _FREE)),
+        "write_indices": Shape("int64", (1,)),
+    }
     inputs = {
         **rows,
-        "attention_bias": Shape("float32", (1, _FREE)),
-        **(lengths if form.cache == "in_place" else {}),
+        **(masked if form.form == "trt" else biased),
+        **(lengths if form.form != "trt" and form.cache == "in_place" else {}),
         **{f"past_key_values.{half}": kv for half in halves},
     }
     logits = Shape("float32", (1, 1, llm.vocab_size))

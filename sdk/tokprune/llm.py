@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from tokprune.errors import ContextOverflow, RequestInvalid
 from tokprune.manifest import Limits, LlmForm, LlmShape
 from tokprune.sampling import GREEDY, Sampling
 from tokprune.types import Array, FinishReason, Prompt, Selection, VisionTokens
 from tokprune_runtimes import Carry, Graph
+
+SEEN_STEP = 256  # rows of the `trt` form's cache that are looked at: a multiple of it
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class Rows(NamedTuple):
     bias: Float32[Array, " t"]
 
 
+class Call(NamedTuple):
+    """Rows for one call of the LLM graph. `bias` is for these and all rows before them."""
+
+    embeds: Float32[Array, "1 t d"]
+    positions: Int64[Array, "p 1 t"]
+    bias: Float32[Array, "1 s"]
+
+
 class Token(NamedTuple):
     """One answer token. `id` is None at the end, when `finish_reason` says why."""
 
@@ -48,7 +58,7 @@ class LanguageModel:
     graph: Graph
     form: LlmForm
     shape: LlmShape
-    embed_tokens: Float32[Array, "v d"]  # memory-mapped
+    embed_tokens: Float[Array, "v d"]  # memory-mapped
     eos: frozenset[int]
     limits: Limits
 
@@ -79,14 +89,15 @@ class LanguageModel:
         rows = self.rows(prompt, vision, selection)
         length = rows.embeds.shape[1]
         check_length(length, generation.max_new_tokens, self.limits)
+        check_bias(self.form, rows.bias)
         capacity = length + generation.max_new_tokens
         bias = np.zeros((1, capacity), np.float32)
         bias[0, :length] = rows.bias
         loop = self.graph.loop(self._carries(capacity))
         draw = generation.sampling.start()
-        feeds = self._feeds(rows.embeds, rows.positions, bias[:, :length], length)
+        call = Call(rows.embeds, rows.positions, bias[:, :length])
         for step in range(generation.max_new_tokens):
-            token = draw(loop.step(feeds)["logits"][0, -1])
+            token = draw(loop.step(feeds_of(self.form, call))["logits"][0, -1])
             if token in self.eos:
                 yield Token(None, "stop")
                 return
@@ -95,25 +106,64 @@ class LanguageModel:
                 total = length + step + 1
                 position = np.full((len(prompt.positions), 1, 1), prompt.next_position + step)
                 embeds = np.asarray(self.embed_tokens[[token]], np.float32)[None]
-                feeds = self._feeds(embeds, position.astype(np.int64), bias[:, :total], total)
+                call = Call(embeds, position.astype(np.int64), bias[:, :total])
         yield Token(None, "length")
-
-    def _feeds(self, embeds: Array, positions: Array, bias: Array, total: int) -> dict[str, Array]:
-        feeds = {"inputs_embeds": embeds, "position_ids": positions, "attention_bias": bias}
-        if self.form.cache == "in_place":
-            feeds["seqlens_k"] = np.asarray([total - 1], np.int32)
-            feeds["total_sequence_length"] = np.asarray(total, np.int32)
-        return feeds
 
     def _carries(self, capacity: int) -> list[Carry]:
         in_place = self.form.cache == "in_place"
-        length = capacity if in_place else 0
+        length = cache_length(self.form, capacity) if in_place else 0
         shape = (1, self.shape.kv_heads, length, self.shape.head_dim)
+        dtypes = {tensor.name: tensor.dtype for tensor in self.form.graph.inputs}
         return [
-            Carry(f"present.{layer}.{part}", f"past_key_values.{layer}.{part}", shape, 2, in_place)
+            Carry(f"present.{half}", name, shape, 2, in_place, dtypes.get(name, "float32"))
             for layer in range(self.shape.layers)
-            for part in ("key", "value")
+            for half in (f"{layer}.key", f"{layer}.value")
+            for name in (f"past_key_values.{half}",)
         ]
+
+
+def feeds_of(form: LlmForm, call: Call) -> dict[str, Array]:
+    """Return what one call feeds a form of the LLM, besides its cache."""
+    new, total = int(call.embeds.shape[1]), int(call.bias.shape[1])
+    feeds = {"inputs_embeds": call.embeds, "position_ids": call.positions}
+    if form.form == "trt":
+        seen = seen_rows(total, cache_length(form, total))
+        rows: Array = np.arange(total - new, total)
+        columns: Array = np.arange(seen)
+        feeds["attention_mask"] = (columns <= rows[:, None])[None, None]
+        feeds["write_indices"] = np.asarray([total - new], np.int64)
+        return feeds
+    feeds["attention_bias"] = call.bias
+    if form.cache == "in_place":
+        feeds["seqlens_k"] = np.asarray([total - 1], np.int32)
+        feeds["total_sequence_length"] = np.asarray(total, np.int32)
+    return feeds
+
+
+def seen_rows(rows: int, cache: int) -> int:
+    """Return how much of a cache the `trt` form looks at: in steps, as engines like few shapes."""
+    return min(-(-rows // SEEN_STEP) * SEEN_STEP, cache)
+
+
+def cache_length(form: LlmForm, rows: int) -> int:
+    """Return the rows of a cache in place: as many as are needed, or as the graph declares."""
+    for tensor in form.graph.inputs:
+        if tensor.name.startswith("past_key_values."):
+            return rows if isinstance(tensor.shape[2], str) else tensor.shape[2]
+    return rows
+
+
+def check_bias(form: LlmForm, bias: Float32[Array, " t"]) -> None:
+    """Refuse a size bias where the form cannot add one to its scores.
+
+    Raises:
+        RequestInvalid: with the other forms.
+    """
+    if form.form == "trt" and bias.any():
+        raise RequestInvalid(
+            "The LLM's form 'trt' takes no size bias: choose a selector without one, or "
+            "llm_form='portable'"
+        )
 
 
 def check_length(rows: int, max_new_tokens: int, limits: Limits) -> None:

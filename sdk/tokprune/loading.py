@@ -173,7 +173,7 @@ def _engine_graphs(
 def _check_limits(opened: Bundle, form: LlmForm, bounds: Bounds) -> None:
     """Refuse an LLM engine that does not take the longest prompt and answer of the bundle."""
     limits = opened.manifest.limits
-    cache = {"P": 0, "C": limits.max_kv_len}
+    cache = {"P": 0, "S": limits.max_kv_len}
     for named in (
         {"T": limits.max_input_len, **cache},
         {"T": 1, **cache, "P": max(1, limits.max_kv_len - 1)},

@@ -16,7 +16,19 @@ Cache = Literal["grows", "in_place"]
 ScorerKind = Literal["attention", "paper", "grid"]
 Modality = Literal["picture", "video"]
 Metrics = dict[str, float]  # held-out: recall_at_50, recall_at_25, spearman, kl, samples
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16", "bf16", "int4"]
+CACHE_DTYPES: dict[Precision, str] = {  # all else that the host touches is float32
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "int4": "float16",
+}
+EMBEDDING_DTYPES: dict[Precision, str] = {  # numpy, and so the table on the disk, has no bfloat16
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "float32",
+    "int4": "float16",
+}
 _UNSEALED = "0" * 64
 
 
@@ -28,7 +40,7 @@ class Tensor(_Strict, frozen=True):
     """One input or output of a graph. An axis is a number, or a name where it is dynamic."""
 
     name: str
-    dtype: str  # numpy's name: "float32", "int64", "bool"
+    dtype: str  # numpy's name: "float32", "int64", "bool"; or "bfloat16", which numpy has not
     shape: list[int | str]
 
 

@@ -17,6 +17,7 @@ from math import ceil, isqrt
 from typing import TypeAlias
 
 from tokprune.errors import BundleInvalid, RequestInvalid
+from tokprune.llm import SEEN_STEP, seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Manifest, Tensor
 
 Shape: TypeAlias = tuple[int, ...]
@@ -24,7 +25,6 @@ Profile: TypeAlias = Mapping[str, tuple[Shape, Shape, Shape]]  # input -> min, o
 Range: TypeAlias = tuple[int, int, int]  # min, opt, max
 Axes: TypeAlias = Mapping[str, Range]
 
-CAPACITY_STEP = 256  # rows of the KV cache that the `trt` form takes at once
 FRAMES_A_CALL, TILES_A_CALL = 8, 4  # most that engines of the vision encoder take; a host splits
 QUESTION_TOKENS = 512  # text after the last picture, where nothing else is said
 SMALL_REGION = 32  # rows and columns of vision tokens where there are many regions
@@ -225,21 +225,21 @@ def scorer_axes(largest: Sizes) -> list[Axes]:
 def llm_axes(form: LlmForm, limits: Limits, *, few: bool) -> list[Axes]:
     """Return ranges of the LLM: buckets of prompts, and decoding a token a step.
 
-    Prompts of `portable` have an empty past; the cache of `trt` has a capacity (`capacity`).
+    Prompts of `portable` have an empty past; `trt` looks at a part of its cache (`seen_rows`).
     """
     rows, cache = limits.max_input_len, limits.max_kv_len
     if form.form == "trt":
 
         def prompts(low: int, high: int) -> Axes:
             best = (low + high) // 2
-            capacities = (low + 1, best + CAPACITY_STEP, cache)
-            least, usual, most = (capacity(length, cache) for length in capacities)
-            return {"T": (low, best, high), "C": (least, usual, most)}
+            lengths = (low, best, cache)
+            least, usual, most = (seen_rows(length, cache) for length in lengths)
+            return {"T": (low, best, high), "S": (least, usual, most)}
 
-        steps = capacity(1, cache), capacity(cache // 2, cache), cache
+        steps = seen_rows(1, cache), seen_rows(cache // 2, cache), cache
         if few:
             return [prompts(1, rows)]
-        return [*(prompts(*ends) for ends in _buckets(rows)), {"T": (1, 1, 1), "C": steps}]
+        return [*(prompts(*ends) for ends in _buckets(rows)), {"T": (1, 1, 1), "S": steps}]
     past = max(1, cache - 1)
     if few:
         return [{"T": (1, (1 + rows) // 2, rows), "P": (0, 0, past)}]
@@ -249,15 +249,10 @@ def llm_axes(form: LlmForm, limits: Limits, *, few: bool) -> list[Axes]:
     return [*buckets, {"T": (1, 1, 1), "P": (1, max(1, cache // 2), past)}]
 
 
-def capacity(rows: int, most: int) -> int:
-    """Return the length of the KV cache that holds `rows` rows."""
-    return min(-(-rows // CAPACITY_STEP) * CAPACITY_STEP, most)
-
-
 def _buckets(rows: int) -> list[tuple[int, int]]:
     """Cut 1..rows into ranges that end at 256, 1024, 4096, ... and at `rows`."""
     found: list[tuple[int, int]] = []
-    low, high = 1, CAPACITY_STEP
+    low, high = 1, SEEN_STEP
     while high < rows:
         found.append((low, high))
         low, high = high + 1, high * 4

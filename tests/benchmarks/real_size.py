@@ -85,11 +85,10 @@ def write(folder: Path) -> None:
     with staged_folder(folder) as staged:
         (staged / graphs.FOLDER).mkdir()
         decoder = Decoder(text)
-        forms = [
-            make(text, decoder, staged, OPSET) for make in (graphs.portable_llm, graphs.ort_llm)
-        ]
-        graphs.write(graphs.first_layer(text), staged, "first_layer", OPSET)
-        graphs.write(graphs.scorer(GridScorer(HEADS).eval(), HEADS), staged, "scorer", OPSET)
+        target = graphs.Target(staged, OPSET, LIMITS.max_kv_len)
+        forms = [make(text, decoder, target) for make in graphs.FORMS["fp32"].values()]
+        graphs.write(graphs.first_layer(text), target, "first_layer")
+        graphs.write(graphs.scorer(GridScorer(HEADS).eval(), HEADS), target, "scorer")
         records.write_embeddings(text.embeddings, staged / "embed_tokens.npy")
         (staged / "forms.json").write_bytes(msgspec.json.encode(forms))
 

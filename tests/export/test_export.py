@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 import tokprune
-from tokprune.manifest import Graphs, LlmShape, Manifest
-from tokprune_export import export, parity, preflight
+from tokprune.manifest import Manifest
+from tokprune_export import export, parity, parity_report, preflight
 from tokprune_export.cli import run_export
 from tokprune_export.errors import ParityFailed
 from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
-from tokprune_export.oracle import Expected
+from tokprune_export.parity_report import Row, Rule
 
 pytestmark = pytest.mark.torch
 FILMS = ("2 frames of 3x5", "8 frames of 4x2")
-Written = tuple[Graphs, LlmShape, list[Expected]]
+Written = export.Written
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Exported:
     bundle: Path
     written: Written
     manifest: Manifest
-    rows: list[parity.Row]
+    rows: list[Row]
     steps: list[str]
 
 
@@ -43,7 +43,7 @@ def exported(
     checkpoint = tiny_checkpoint(heads=5, kv_heads=1, head_dim=12, layers=3, tied=True)
     bundle = tmp_path_factory.mktemp("exported") / "bundle"
     written: list[Written] = []
-    rows: list[parity.Row] = []
+    rows: list[Row] = []
     steps: list[str] = []
     write_graphs = export.write_graphs
 
@@ -132,12 +132,12 @@ def test_preflight_asks_for_what_is_written(exported: Exported) -> None:
 
 
 def bench(folder: Path, exported: Exported) -> parity.Bench:
-    return parity.Bench(folder, exported.written[0], "qwen2_vl", 1e-4)
+    return parity.Bench(folder, exported.written.graphs, "qwen2_vl")
 
 
 def failing(folder: Path, exported: Exported) -> set[str]:
     network = export.load_scorer(None, 5).network
-    rows = parity.check(bench(folder, exported), exported.written[2], network)
+    rows = parity.check(bench(folder, exported), exported.written.expected, network)
     return {row.graph for row in rows if not row.ok}
 
 
@@ -169,8 +169,8 @@ def test_one_wrong_weight_in_a_saved_file_fails_the_gate(
 def planted(exported: Exported, path: Path) -> int:
     """Return where a weight that every prompt uses stands in a file."""
     if path.name == "embed_tokens.npy":
-        token = int(exported.written[2][0].trial.ids[0])
-        shape = exported.written[1]
+        token = int(exported.written.expected[0].trial.ids[0])
+        shape = exported.written.shape
         return path.stat().st_size - 4 * (shape.vocab_size - token) * shape.hidden_size
     if path.suffix == ".data":
         return 4 * 1000
@@ -185,15 +185,15 @@ def planted(exported: Exported, path: Path) -> int:
 def test_a_tie_of_the_oracle_is_counted_and_no_fault() -> None:
     oracle = np.array([[1.0, 1.0 + 1e-5, 0.0], [3.0, 1.0, 0.0]])
     ours = np.array([[1.0 + 2e-5, 1.0, 0.0], [3.0, 1.0, 0.0]])
-    row = parity.with_ties(
-        parity.compare("end to end", "ort", "", ours, oracle, 1e-4), ours, oracle
+    row = parity_report.with_ties(
+        parity_report.compare("end to end", "ort", "", ours, oracle, Rule(1e-4)), ours, oracle
     )
     assert (row.ok, row.ties) == (True, 1)
 
 
 def test_another_shape_is_a_failure_at_once() -> None:
     with pytest.raises(ParityFailed, match=r"llm ort x: shape \(2,\), the checkpoint gives \(3,\)"):
-        parity.compare("llm", "ort", "x", np.zeros(2), np.zeros(3), 1e-4)
+        parity_report.compare("llm", "ort", "x", np.zeros(2), np.zeros(3), Rule(1e-4))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The host side of generation, on a graph that is a function."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from grids import prompt_for, vision_tokens
 
 from tokprune import ContextOverflow, RequestInvalid
-from tokprune.llm import Generation, LanguageModel, check_length
-from tokprune.manifest import Cache, GraphSpec, Limits, LlmForm, LlmShape
+from tokprune.llm import Call, Generation, LanguageModel, check_length, feeds_of
+from tokprune.manifest import Cache, GraphSpec, Limits, LlmForm, LlmShape, Tensor
 from tokprune.sampling import Sampling
 from tokprune.types import Selection
 from tokprune_runtimes import Array, Carry, Feeds
@@ -172,3 +173,55 @@ def test_a_low_temperature_is_nearly_greedy() -> None:
 def test_senseless_sampling_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestInvalid, match=message):
         Sampling(**options)
+
+
+def masked(graph: ScriptedGraph) -> LanguageModel:
+    """The form for TensorRT, with a cache of 300 rows in float16."""
+    cache = [
+        Tensor(f"past_key_values.{half}", "float16", [1, 2, 300, 8])
+        for half in ("0.key", "0.value", "1.key", "1.value")
+    ]
+    spec = GraphSpec("llm.onnx", 24, cache, [])
+    llm = language_model(graph)
+    return replace(llm, form=LlmForm("trt", "in_place", ["tensorrt"], spec))
+
+
+def test_tensorrts_form_is_told_by_a_mask_and_where_to_write() -> None:
+    graph = ScriptedGraph([7, 8, EOS])
+    list(masked(graph).generate(PROMPT, VISION, selection(0), Generation()))
+    names = {"inputs_embeds", "position_ids", "attention_mask", "write_indices"}
+    assert all(set(fed) == names for fed in graph.seen)
+    prefill, *decode = (fed["attention_mask"][0, 0] for fed in graph.seen)
+    np.testing.assert_array_equal(prefill, np.tri(9, 256, dtype=np.bool_))
+    assert [mask.sum() for mask in decode] == [10, 11]
+    assert all(mask[:, : mask.sum()].all() for mask in decode)
+    assert [fed["write_indices"].tolist() for fed in graph.seen] == [[0], [9], [10]]
+    assert {(carry.shape, carry.dtype, carry.in_place) for carry in graph.carries} == {
+        ((1, 2, 300, 8), "float16", True)
+    }
+
+
+@pytest.mark.parametrize(("total", "seen"), [(1, 256), (256, 256), (257, 300), (300, 300)])
+def test_a_mask_is_a_multiple_of_256_wide_or_as_wide_as_the_cache(total: int, seen: int) -> None:
+    form = masked(ScriptedGraph([])).form
+    call = Call(
+        np.zeros((1, 1, HIDDEN), np.float32), np.zeros((1, 1, 1), np.int64), BIAS[:, :total]
+    )
+    assert feeds_of(form, call)["attention_mask"].shape == (1, 1, 1, seen)
+
+
+BIAS = np.zeros((1, 300), np.float32)
+
+
+def test_tensorrts_form_refuses_a_size_bias_before_it_runs() -> None:
+    graph = ScriptedGraph([EOS])
+    with pytest.raises(RequestInvalid, match=r"'trt' takes no size bias.*llm_form='portable'"):
+        list(masked(graph).generate(PROMPT, VISION, selection(1, bias=[0.5]), Generation()))
+    assert not graph.seen
+
+
+def test_a_table_of_float16_is_fed_as_float32() -> None:
+    graph = ScriptedGraph([7, EOS])
+    llm = replace(language_model(graph), embed_tokens=EMBED.astype(np.float16))
+    list(llm.generate(PROMPT, VISION, selection(0), Generation()))
+    assert {fed["inputs_embeds"].dtype for fed in graph.seen} == {np.dtype(np.float32)}

@@ -9,10 +9,10 @@ import pytest
 from tokprune.bounds import BatchedEncoder, bounds_of
 from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
 from tokprune.families.qwen2_5_vl import windows
+from tokprune.llm import seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
 from tokprune.profiles import (
     axis_size,
-    capacity,
     first_layer_axes,
     llm_axes,
     named_sizes,
@@ -54,9 +54,9 @@ TRT = LlmForm(
     ["tensorrt"],
     spec(
         inputs_embeds=[1, "T", 128],
-        attention_mask=[1, 1, "T", "C"],
+        attention_mask=[1, 1, "T", "S"],
         write_indices=[1],
-        **{"past_key_values.0.key": [1, 2, "C", 32]},
+        **{"past_key_values.0.key": [1, 2, 1000, 32]},
     ),
 )
 
@@ -155,8 +155,8 @@ def test_prompts_of_the_portable_llm_come_in_buckets_and_answers_grow_by_one() -
     assert llm_axes(PORTABLE, SMALL, few=True) == [{"T": (1, 350, 700), "P": (0, 0, 999)}]
 
 
-def test_the_cache_of_the_trt_form_has_a_capacity_of_whole_steps_within_the_limit() -> None:
-    assert [capacity(rows, 1000) for rows in (1, 256, 257, 768, 769, 1000)] == [
+def test_the_trt_form_looks_at_whole_steps_of_its_cache_within_the_limit() -> None:
+    assert [seen_rows(rows, 1000) for rows in (1, 256, 257, 768, 769, 1000)] == [
         256,
         256,
         512,
@@ -165,15 +165,14 @@ def test_the_cache_of_the_trt_form_has_a_capacity_of_whole_steps_within_the_limi
         1000,
     ]
     assert llm_axes(TRT, SMALL, few=False) == [
-        {"T": (1, 128, 256), "C": (256, 512, 1000)},
-        {"T": (257, 478, 700), "C": (512, 768, 1000)},
-        {"T": (1, 1, 1), "C": (256, 512, 1000)},
+        {"T": (1, 128, 256), "S": (256, 256, 1000)},
+        {"T": (257, 478, 700), "S": (512, 512, 1000)},
+        {"T": (1, 1, 1), "S": (256, 512, 1000)},
     ]
     (few,) = llm_axes(TRT, SMALL, few=True)
     assert profile(TRT.graph.inputs, few) == {
         "inputs_embeds": ((1, 1, 128), (1, 350, 128), (1, 700, 128)),
-        "attention_mask": ((1, 1, 1, 256), (1, 1, 350, 768), (1, 1, 700, 1000)),
-        "past_key_values.0.key": ((1, 2, 256, 32), (1, 2, 768, 32), (1, 2, 1000, 32)),
+        "attention_mask": ((1, 1, 1, 256), (1, 1, 350, 512), (1, 1, 700, 1000)),
     }
 
 
@@ -186,9 +185,9 @@ def test_every_prompt_and_answer_within_the_limits_has_a_profile(
         profiles = [profile(form.graph.inputs, a) for a in llm_axes(form, limits, few=few)]
         bounds = bounds_of("llm", form.graph.inputs, profiles, "")
         for rows in {1, 2, *range(3, limits.max_input_len, 97), limits.max_input_len}:
-            held = capacity(min(rows + 1, limits.max_kv_len), limits.max_kv_len)
+            held = seen_rows(min(rows + 1, limits.max_kv_len), limits.max_kv_len)
             for step in ({"T": rows, "P": 0}, {"T": 1, "P": min(rows, limits.max_kv_len - 1)}):
-                named = {**step, "C": held}
+                named = {**step, "S": held}
                 bounds.check(
                     {
                         tensor.name: tuple(axis_size(axis, named) for axis in tensor.shape)

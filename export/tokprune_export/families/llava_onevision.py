@@ -17,10 +17,11 @@ from tokprune.families import Span, anyres
 from tokprune.families.anyres import Hw, Tiler
 from tokprune.families.llava_onevision import TileSettings, from_tiles
 from tokprune.types import Array, Prepared
-from tokprune_export.decoder import Linear, TextModel, frozen
+from tokprune_export.decoder import TextModel
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.layers import Linear, frozen, like
 from tokprune_export.loading import load_module
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.siglip import Siglip
@@ -107,7 +108,7 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t p d"]:
         """Encode each tile by itself."""
         tokens = self.down(self.activation(self.up(self.encoder(pixel_values))))
-        newline = self.newline.expand(tokens.shape[0], 1, -1)
+        newline = like(self.newline, tokens).expand(tokens.shape[0], 1, -1)
         return torch.cat((tokens, newline), dim=1)
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from tokprune.families import qwen2_5_vl as numpy_half
 from tokprune.families.qwen2_5_vl import Encoder, with_windows
 from tokprune.families.qwen2_vl import patch_positions
-from tokprune_export.decoder import Linear, RmsNorm, frozen, rotate
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families import qwen2_vl
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.mrope_trials import Clip, make_trials
 from tokprune_export.families.qwen2_vl import patch_rotation
+from tokprune_export.layers import Linear, RmsNorm, frozen, like, rotate, softmax
 from tokprune_export.loading import load_module
 from tokprune_export.onnx import Input, Output, Source
 
@@ -107,8 +107,7 @@ def attention(
     """Let all rows of a window attend to each other, `bias` added to the scores."""
     query, key, value = (each.transpose(-3, -2) for each in (query, key, value))
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    shares = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    return (shares @ value).transpose(-3, -2)
+    return (softmax(scores, bias) @ value).transpose(-3, -2)
 
 
 class VisionEncoder(nn.Module):
@@ -141,9 +140,9 @@ class VisionEncoder(nn.Module):
             windows: the patches of each window, -1 where it has no more.
             places: of each patch in `windows`, as one row.
         """
-        rotation = patch_rotation(positions, self.inverse_frequencies)
-        x = pixel_values @ self.patch
-        lowest = torch.finfo(x.dtype).min
+        rotation = patch_rotation(positions, self.inverse_frequencies, pixel_values)
+        x = pixel_values @ like(self.patch, pixel_values)
+        lowest = torch.finfo(torch.float32).min
         empty = windows < 0
         bias = torch.where(empty, lowest, 0.0)[:, None, None]
         local = (torch.where(empty, 0, windows), bias, places)

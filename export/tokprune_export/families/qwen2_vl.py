@@ -12,11 +12,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tokprune.families.qwen2_vl import patch_positions
-from tokprune_export.decoder import Linear, TextModel, frozen, rotate
+from tokprune_export.decoder import TextModel
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.mrope_trials import TOKEN_IDS, Clip, make_trials
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.layers import LayerNorm, Linear, frozen, like, rotate, softmax
 from tokprune_export.loading import load_module
 from tokprune_export.onnx import Input, Output, Source
 
@@ -57,7 +58,7 @@ class Block(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         self.heads: int = source.attn.num_heads
-        self.attention_norm, self.mlp_norm = source.norm1, source.norm2
+        self.attention_norm, self.mlp_norm = LayerNorm(source.norm1), LayerNorm(source.norm2)
         self.qkv, self.output = Linear(source.attn.qkv), Linear(source.attn.proj)
         self.up, self.down = Linear(source.mlp.fc1), Linear(source.mlp.fc2)
         self.activation = source.mlp.act
@@ -68,18 +69,18 @@ class Block(nn.Module):
         query, key, value = qkv.unbind(2)
         query, key = rotate(query, rotation), rotate(key, rotation)
         scores = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)
-        mixed = torch.softmax(scores, dim=-1) @ value.transpose(1, 2)
+        mixed = softmax(scores) @ value.transpose(1, 2)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
         return x + self.down(self.activation(self.up(self.mlp_norm(x))))
 
 
 def patch_rotation(
-    positions: Int64[Tensor, "p 2"], inverse_frequencies: Float[Tensor, " r"]
+    positions: Int64[Tensor, "p 2"], inverse_frequencies: Float[Tensor, " r"], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of each patch's row and column, for all frames and heads."""
+    """Return cosine and sine of each patch's row and column, in the precision of `x`."""
     angles = (positions[..., None].float() * inverse_frequencies).flatten(1)
     angles = torch.cat((angles, angles), dim=-1)[None, :, None]
-    return angles.cos(), angles.sin()
+    return like(angles.cos(), x), like(angles.sin(), x)
 
 
 class VisionEncoder(nn.Module):
@@ -93,15 +94,15 @@ class VisionEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(block) for block in source.blocks)
         self.unit: int = source.spatial_merge_size**2
         merger = source.merger
-        self.merge_norm, self.activation = merger.ln_q, merger.mlp[1]
+        self.merge_norm, self.activation = LayerNorm(merger.ln_q), merger.mlp[1]
         self.up, self.down = Linear(merger.mlp[0]), Linear(merger.mlp[2])
 
     def forward(
         self, pixel_values: Float[Tensor, "f p c"], positions: Int64[Tensor, "p 2"]
     ) -> Float[Tensor, "f q d"]:
         """Encode each frame by itself."""
-        rotation = patch_rotation(positions, self.inverse_frequencies)
-        x = pixel_values @ self.patch
+        rotation = patch_rotation(positions, self.inverse_frequencies, pixel_values)
+        x = pixel_values @ like(self.patch, pixel_values)
         for block in self.blocks:
             x = block(x, rotation)
         x = self.merge_norm(x).unflatten(1, (-1, self.unit)).flatten(2)

@@ -16,10 +16,11 @@ from torch.nn import functional
 from tokprune.families import Span
 from tokprune.families.vila import ARRANGEMENTS, PADDED, RESIZED, Grid, from_pixels, grid_of
 from tokprune.types import Prepared
-from tokprune_export.decoder import Linear, TextModel
+from tokprune_export.decoder import TextModel
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.layers import LayerNorm, Linear
 from tokprune_export.loading import load_module, load_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.siglip import Siglip
@@ -199,13 +200,18 @@ class VisionEncoder(nn.Module):
         self.tower = Siglip(model.tower, [model.config["mm_vision_select_layer"]])
         given: Any = model.projector.layers
         layers = list(given) if isinstance(given, nn.Sequential) else [given]
-        self.projector = nn.Sequential(
-            *(Linear(layer) if isinstance(layer, nn.Linear) else layer for layer in layers)
-        )
+        self.projector = nn.Sequential(*map(_ours, layers))
 
     def forward(self, pixel_values: Float[Tensor, "t 3 s s"]) -> Float[Tensor, "t n d"]:
         """Encode each picture by itself."""
         return self.projector(self.tower(pixel_values))
+
+
+def _ours(layer: nn.Module) -> nn.Module:
+    """Return the layer as one that computes in the precision of its input."""
+    if isinstance(layer, nn.Linear):
+        return Linear(layer)
+    return LayerNorm(layer) if isinstance(layer, nn.LayerNorm) else layer
 
 
 def vision(model: Vila) -> Source:
