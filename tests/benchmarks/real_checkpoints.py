@@ -128,6 +128,21 @@ MODELS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def write_random(
+    demo: str, folder: Path, kind: Any, config_like: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Write a checkpoint with random weights and the texts of a demo checkpoint.
+
+    Args:
+        demo: name of the demo checkpoint.
+        folder: to be made.
+        kind: a class of transformers.
+        config_like: makes its config; is given the demo's config.json.
+    """
+    _copy_texts(demo, folder)
+    _write_model(folder, kind, config_like(_read(DEMOS / demo / "config.json")))
+
+
 def _copy_texts(demo: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in (DEMOS / demo).iterdir():

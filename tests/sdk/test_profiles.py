@@ -27,8 +27,8 @@ LIMITS = Limits(max_input_len=4096, max_kv_len=4096)
 SMALL = Limits(max_input_len=700, max_kv_len=1000)
 
 
-def spec(**inputs: list[int | str]) -> GraphSpec:
-    tensors = [Tensor(name, "float32", shape) for name, shape in inputs.items()]
+def spec(**inputs: Sequence[int | str]) -> GraphSpec:
+    tensors = [Tensor(name, "float32", list(shape)) for name, shape in inputs.items()]
     return GraphSpec("onnx/graph.onnx", 18, tensors, [])
 
 
