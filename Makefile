@@ -5,6 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10
 DEVICE_PYTHON ?= $(firstword $(foreach name,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python),$(shell $(name) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)))
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 
 BIN := .venv/bin
 INSTALL = -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
@@ -17,7 +18,7 @@ SOURCES := $(shell find sdk runtimes export -name '*.py')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bundles setup check test device device-tests soak bench placement clean distclean
+.PHONY: help demo bundles setup check test device device-tests soak bench placement clean distclean gpu
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ bench: .venv/.tests ## measure prefill at the size of a real LLM (an hour, 8 GiB
 
 placement: .venv-placement/.pip bundles ## see which nodes of the bundles go to CUDA; needs no GPU, but cc
 	$(BIN)/python tests/benchmarks/cuda_placement.py .venv-placement/bin/python $(BUNDLES)
+
+gpu: .venv/.tests ## run everything that needs an NVIDIA GPU, into tests/gpu/results
+	PYTHONPATH=tests/benchmarks $(BIN)/python tests/gpu/run.py $(GPU_ARGS)
 
 clean: ## remove what was built
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,8 +12,8 @@ from rich.status import Status
 from rich.table import Table
 
 from tokprune.build_cli import build_with_progress
-from tokprune.building import BuildOptions, check_builder
 from tokprune.bundle import open_bundle
+from tokprune.engines.building import BuildOptions, check_builder
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Manifest
 from tokprune_export.exits import guarded

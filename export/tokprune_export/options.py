@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tokprune.engine_folders import Kind
+from tokprune.engines.folders import Kind
 from tokprune.manifest import Precision
 
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tokprune.building import BuildOptions, BuildStep, Built, build_engines
 from tokprune.bundle import Bundle, open_bundle
-from tokprune.engine_folders import Kind
-from tokprune.engines import EngineState
+from tokprune.engines.building import BuildOptions, BuildStep, Built, build_engines
+from tokprune.engines.folders import Kind
+from tokprune.engines.states import EngineState
 
 _HARMLESS = "has Int64 binding."  # the parser's advice on inputs that are fed as int64
 

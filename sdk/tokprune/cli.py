@@ -17,7 +17,7 @@ from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
 from tokprune.build_cli import Build, engine_table, engines_json, run_build
 from tokprune.bundle import VerifyReport, describe, open_bundle, verify_bundle
-from tokprune.engines import EngineState, list_engines
+from tokprune.engines.states import EngineState, list_engines
 from tokprune.errors import RequestInvalid, TokpruneError, lookup
 from tokprune.files import atomic_write
 from tokprune.loading import load

@@ -7,10 +7,11 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from tokprune.backends import ENGINES, NO_DEVICE, Asked, candidates, has_device, log_choice
-from tokprune.bounds import BatchedEncoder, BoundedGraph, Bounds, bounds_of
 from tokprune.bundle import Bundle, open_bundle
-from tokprune.engine_folders import Kind
-from tokprune.engines import Engines, build_line, find_engines, forms_text, source_sha256
+from tokprune.engines.bounds import BatchedEncoder, BoundedGraph, Bounds, bounds_of
+from tokprune.engines.folders import Kind
+from tokprune.engines.profiles import axis_size, engine_specs
+from tokprune.engines.states import Engines, build_line, find_engines, forms_text, source_sha256
 from tokprune.errors import (
     BackendUnavailable,
     BundleInvalid,
@@ -23,7 +24,6 @@ from tokprune.families import FAMILIES
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import LanguageModel
 from tokprune.manifest import LlmForm
-from tokprune.profiles import axis_size, engine_specs
 from tokprune.vlm import VLM
 from tokprune_runtimes import Backend, Graph, load_graph
 from tokprune_runtimes.errors import EngineError, EngineStale

@@ -54,8 +54,10 @@ def write_llava_onevision(folder: Path) -> None:
         tie_word_embeddings=True,
     )
     _copy_texts("llava_onevision", folder)
-    _change(folder / "preprocessor_config.json", size=SMALL_PX, image_grid_pinpoints=PINPOINTS)
-    _change(folder / "video_preprocessor_config.json", size=SMALL_PX)
+    change_settings(
+        folder / "preprocessor_config.json", size=SMALL_PX, image_grid_pinpoints=PINPOINTS
+    )
+    change_settings(folder / "video_preprocessor_config.json", size=SMALL_PX)
     _write_model(folder, LlavaOnevisionForConditionalGeneration, config)
 
 
@@ -112,8 +114,8 @@ def write_vila(folder: Path) -> None:
     _copy_texts("vila", folder)
     for part in ("llm", "vision_tower", "mm_projector"):
         _copy_texts(f"vila/{part}", folder / part)
-    _change(folder / "vision_tower" / "preprocessor_config.json", size=SMALL_PX)
-    _change(folder / "config.json", hidden_size=2560, mm_hidden_size=1152)
+    change_settings(folder / "vision_tower" / "preprocessor_config.json", size=SMALL_PX)
+    change_settings(folder / "config.json", hidden_size=2560, mm_hidden_size=1152)
     _write_model(folder / "llm", LlamaForCausalLM, llama)
     _write_model(folder / "vision_tower", SiglipVisionModel, tower)
     with torch.device("meta"):
@@ -196,5 +198,6 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _change(path: Path, **changes: Any) -> None:
+def change_settings(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file."""
     path.write_text(json.dumps({**_read(path), **changes}, indent=2), encoding="utf-8")

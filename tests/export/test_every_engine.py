@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tokprune.building import BuildOptions, build_engines
 from tokprune.bundle import open_bundle
+from tokprune.engines.building import BuildOptions, build_engines
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = [pytest.mark.torch, pytest.mark.demo]

@@ -13,13 +13,13 @@ import pytest
 import small_bundle
 from fake_trt_build import FakeBuilder, install
 
-from tokprune import building
 from tokprune.build_cli import Build, duration, run_build
-from tokprune.build_clock import BuildClock
-from tokprune.building import BuildOptions, BuildStep, build_engines
 from tokprune.bundle import Bundle, open_bundle
-from tokprune.engine_folders import engine_folders
-from tokprune.engines import engine_form, find_engines, list_engines, source_sha256
+from tokprune.engines import building
+from tokprune.engines.building import BuildOptions, BuildStep, build_engines
+from tokprune.engines.clock import BuildClock
+from tokprune.engines.folders import engine_folders
+from tokprune.engines.states import engine_form, find_engines, list_engines, source_sha256
 from tokprune.errors import (
     BackendUnavailable,
     BuildRefused,
@@ -291,7 +291,7 @@ def test_the_time_left_counts_engines_to_come_by_their_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("tokprune.build_clock.perf_counter", lambda: now[0])
+    monkeypatch.setattr("tokprune.engines.clock.perf_counter", lambda: now[0])
     clock = BuildClock(400, began=100.0)
     assert clock.eta_s(100, "tactics", 0, 10) is None
     now[0] = 105.0

@@ -6,12 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from tokprune.bounds import BatchedEncoder, bounds_of
-from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
-from tokprune.families.qwen2_5_vl import windows
-from tokprune.llm import seen_rows
-from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
-from tokprune.profiles import (
+from tokprune.engines.bounds import BatchedEncoder, bounds_of
+from tokprune.engines.profiles import (
     axis_size,
     first_layer_axes,
     llm_axes,
@@ -21,6 +17,10 @@ from tokprune.profiles import (
     sizes,
     vision_axes,
 )
+from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
+from tokprune.families.qwen2_5_vl import windows
+from tokprune.llm import seen_rows
+from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
 from tokprune_runtimes import Carry, Feeds, Loop
 
 LIMITS = Limits(max_input_len=4096, max_kv_len=4096)

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from tokprune.engines.profiles import Shape, axis_of, named_sizes
 from tokprune.errors import EngineTooSmall
 from tokprune.manifest import Tensor
-from tokprune.profiles import Shape, axis_of, named_sizes
 from tokprune.types import Array, Feeds
 from tokprune_runtimes import Carry, Graph, Loop
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from tokprune.build_clock import BuildClock
 from tokprune.bundle import Bundle
-from tokprune.engine_folders import EngineFolder, Kind, new_folder
-from tokprune.engines import (
+from tokprune.engines.clock import BuildClock
+from tokprune.engines.folders import EngineFolder, Kind, new_folder
+from tokprune.engines.profiles import Profile, Sizes, engine_specs, profiles, sizes
+from tokprune.engines.states import (
     ENGINE_NAMES,
     EngineState,
     engine_form,
@@ -25,7 +26,6 @@ from tokprune.engines import (
 from tokprune.errors import BackendUnavailable, BuildRefused, RequestInvalid
 from tokprune.manifest import Limits, LlmForm
 from tokprune.memory import available_memory, gib
-from tokprune.profiles import Profile, Sizes, engine_specs, profiles, sizes
 from tokprune_runtimes.errors import BuildFailed, EngineUnavailable
 
 TIMING_CACHE = "timing.cache"

@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeAlias
 
 from tokprune.bundle import Bundle
 from tokprune.containment import opened_file, opened_folder
-from tokprune.engine_folders import EngineFolder, Kind, engine_folders
+from tokprune.engines.folders import EngineFolder, Kind, engine_folders
+from tokprune.engines.profiles import engine_specs
 from tokprune.errors import BackendUnavailable, BundleInvalid, EnginesStale
 from tokprune.manifest import GraphSpec, LlmForm
 from tokprune.onnx_paths import external_data
-from tokprune.profiles import engine_specs
 from tokprune_runtimes.errors import EngineStale, EngineUnavailable
 
 Freshness = Literal["fresh", "stale", "missing", "unchecked"]
