@@ -66,6 +66,7 @@ def build_with_progress(bundle: Bundle, options: BuildOptions) -> None:
         built = build_engines(bundle, options, progress.show)
     console = Console()
     console.print(built_table(built, options))
+    console.print(str(built[0].path.parent), soft_wrap=True, highlight=False)
     for engine in built:
         for warning in engine.warnings:
             if not warning.endswith(_HARMLESS):
@@ -114,8 +115,7 @@ def duration(seconds: float) -> str:
 
 def built_table(built: tuple[Built, ...], options: BuildOptions) -> Table:
     """Return what is there now."""
-    place = built[0].path.parent
-    table = Table(title=f"{options.kind} engines in {place}", title_justify="left")
+    table = Table(title=f"{options.kind} engines", title_justify="left")
     table.add_column("engine")
     for heading in ("bytes", "profiles", "seconds"):
         table.add_column(heading, justify="right")
