@@ -13,7 +13,7 @@ import torch
 import tokprune
 from tokprune.budgets import KeepRatio
 from tokprune.canvas import canvas
-from tokprune.llm import Generation
+from tokprune.llm import Generation, takes_bias
 from tokprune.manifest import Modality, ScorerKind
 from tokprune.selection import keep_all, select
 from tokprune.selectors import SELECTORS, Selector
@@ -121,7 +121,9 @@ class Default(NamedTuple):
 def opened(setup: Setup) -> Opened:
     """Open bundle, scorer files and checkpoint, once a process."""
     torch.set_num_threads(1)
-    vlm = tokprune.load(setup.bundle, threads=1)
+    vlm = tokprune.load(setup.bundle, backend="cpu", threads=1)
+    if not takes_bias(vlm.llm.form):  # which some selectors of the tables ask for
+        vlm = tokprune.load(setup.bundle, backend="cpu", threads=1, llm_form="portable")
     heads = vlm.bundle.manifest.llm.heads
     files = [load_scorer(path, heads) for path in setup.scorers]
     teacher = None

@@ -13,7 +13,7 @@ from tokprune.manifest import Engine, GraphSpec, LlmForm, Precision
 from tokprune_export import onnx, quantize
 from tokprune_export.decoder import Decoder, FirstLayer, TextModel
 from tokprune_export.layers import InPrecision
-from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm
+from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm, UnbiasedOrtLlm
 from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.parity import scorer_feeds
@@ -107,9 +107,10 @@ def ort_llm(text: TextModel, decoder: Decoder, target: Target) -> LlmForm:
     dtype = DTYPES[target.precision]
     opset = max(target.opset, quantize.OPSET) if target.scales else target.opset
     cache = _cache(text, "C", CAPACITY, dtype)
-    source = _llm(OrtLlm(decoder), text, (*_rows(text), _bias(), *lengths), cache, cache)
-    # CUDA's GroupQueryAttention has no float32 kernel: the node would go to the CPU
+    # CUDA's GroupQueryAttention has no float32 kernel, and is at its best without a bias
     gpu: list[Engine] = [] if dtype == torch.float32 else ["onnxruntime-cuda"]
+    module, bias = (UnbiasedOrtLlm(decoder), ()) if gpu else (OrtLlm(decoder), (_bias(),))
+    source = _llm(module, text, (*_rows(text), *bias, *lengths), cache, cache)
     return LlmForm(
         form="ort",
         cache="in_place",

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor, nn
 
-from tokprune_export.decoder import Attended, Cache, Decoder, grouped_scores
+from tokprune_export.decoder import Attend, Attended, Cache, Decoder, grouped_scores
 from tokprune_export.layers import Heads, softmax
 
 
@@ -64,26 +64,56 @@ class OrtLlm(nn.Module):
         past: list[Cache],
     ) -> tuple[Tensor, ...]:
         """Return logits and the cache, whose capacity stays."""
-        bias = attention_bias.to(past[0].dtype)  # the operator takes one type only
-        bias = bias[:, None, None].expand(-1, -1, inputs_embeds.shape[1], -1)
+        bias = attention_bias[:, None, None].expand(-1, -1, inputs_embeds.shape[1], -1)
+        lengths = (seqlens_k, total_sequence_length)
+        attend = _group_query_attention(self.decoder.scale, lengths, bias)
+        return self.decoder(inputs_embeds, position_ids, past, attend)
 
-        scale = self.decoder.scale
 
-        def attend(query: Heads, key: Heads, value: Heads, keys: Cache, values: Cache) -> Attended:
-            flat = query.flatten(2)
-            inputs = [flat, key.flatten(2), value.flatten(2), keys, values]
-            inputs += [seqlens_k, total_sequence_length, None, None, None, bias]
-            mixed, new_keys, new_values = torch.onnx.ops.symbolic_multi_out(
-                "com.microsoft::GroupQueryAttention",
-                inputs,
-                {"num_heads": query.shape[2], "kv_num_heads": key.shape[2], "scale": scale},
-                dtypes=(flat.dtype, flat.dtype, flat.dtype),
-                shapes=(flat.shape, keys.shape, values.shape),
-                version=1,
-            )
-            return mixed, new_keys, new_values
+class UnbiasedOrtLlm(nn.Module):
+    """The same without a bias, in the precision of the cache.
 
+    CUDA's operator refused a bias until 2026, and where it has one it leaves its fused kernels
+    (microsoft/onnxruntime#29506, #29525).
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        inputs_embeds: Float[Tensor, "1 t d"],
+        position_ids: Int64[Tensor, "p 1 t"],
+        seqlens_k: Int32[Tensor, " 1"],
+        total_sequence_length: Int32[Tensor, ""],
+        past: list[Cache],
+    ) -> tuple[Tensor, ...]:
+        """Return logits and the cache, whose capacity stays."""
+        lengths = (seqlens_k, total_sequence_length)
+        attend = _group_query_attention(self.decoder.scale, lengths, None)
         return self.decoder(inputs_embeds.to(past[0].dtype), position_ids, past, attend)
+
+
+def _group_query_attention(
+    scale: float, lengths: tuple[Tensor, Tensor], bias: Tensor | None
+) -> Attend:
+    def attend(query: Heads, key: Heads, value: Heads, keys: Cache, values: Cache) -> Attended:
+        flat = query.flatten(2)
+        inputs = [flat, key.flatten(2), value.flatten(2), keys, values, *lengths]
+        if bias is not None:
+            inputs += [None, None, None, bias]
+        mixed, new_keys, new_values = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            inputs,
+            {"num_heads": query.shape[2], "kv_num_heads": key.shape[2], "scale": scale},
+            dtypes=(flat.dtype, flat.dtype, flat.dtype),
+            shapes=(flat.shape, keys.shape, values.shape),
+            version=1,
+        )
+        return mixed, new_keys, new_values
+
+    return attend
 
 
 class TrtLlm(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from tokprune.canvas import canvas
 from tokprune.families import FAMILIES
 from tokprune.graphs import VisionEncoder
-from tokprune.llm import Call, cache_length, feeds_of
+from tokprune.llm import Call, cache_length, feeds_of, takes_bias
 from tokprune.manifest import Graphs, GraphSpec, LlmForm, Precision
 from tokprune.types import Array, Region
 from tokprune_export.oracle import Expected, Run
@@ -170,7 +170,7 @@ def _llm(
     """Compare one form, and return its logits too. Its engine is gone before the next one opens."""
     graph = bench.open(form.graph)
     calls = [call for one in expected for call in one.calls]
-    if form.form == "trt":  # it takes no bias
+    if not takes_bias(form):
         calls = [call for call in calls if not call.bias.any()]
     logits = {call.name: run_llm(graph, form, call, call.embeds) for call in calls}
     rows = [

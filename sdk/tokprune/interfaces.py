@@ -153,7 +153,8 @@ def _llm_form(form: LlmForm, manifest: Manifest, rows: Shapes) -> Iterator[str]:
     }
     inputs = {
         **rows,
-        **(masked if form.form == "trt" else biased),
+        **(masked if form.form == "trt" else {}),
+        **(biased if form.form == "portable" or dtype == "float32" else {}),
         **(lengths if form.form != "trt" and form.cache == "in_place" else {}),
         **{f"past_key_values.{half}": kv for half in halves},
     }

@@ -133,7 +133,8 @@ def feeds_of(form: LlmForm, call: Call) -> dict[str, Array]:
         feeds["attention_mask"] = (columns <= rows[:, None])[None, None]
         feeds["write_indices"] = np.asarray([total - new], np.int64)
         return feeds
-    feeds["attention_bias"] = call.bias
+    if takes_bias(form):
+        feeds["attention_bias"] = call.bias
     if form.cache == "in_place":
         feeds["seqlens_k"] = np.asarray([total - 1], np.int32)
         feeds["total_sequence_length"] = np.asarray(total, np.int32)
@@ -159,11 +160,16 @@ def check_bias(form: LlmForm, bias: Float32[Array, " t"]) -> None:
     Raises:
         RequestInvalid: with the other forms.
     """
-    if form.form == "trt" and bias.any():
+    if bias.any() and not takes_bias(form):
         raise RequestInvalid(
-            "The LLM's form 'trt' takes no size bias: choose a selector without one, or "
-            "llm_form='portable'"
+            f"This bundle's LLM takes no size bias in its form {form.form!r}: choose a selector "
+            "without one, or llm_form='portable'"
         )
+
+
+def takes_bias(form: LlmForm) -> bool:
+    """Tell whether a bias can be added to the scores of each column."""
+    return any(tensor.name == "attention_bias" for tensor in form.graph.inputs)
 
 
 def check_length(rows: int, max_new_tokens: int, limits: Limits) -> None:

@@ -45,9 +45,10 @@ class ScriptedGraph:
 
 
 def language_model(graph: ScriptedGraph, cache: Cache = "in_place") -> LanguageModel:
+    bias = Tensor("attention_bias", "float32", [1, "P+T"])
     return LanguageModel(
         graph=graph,
-        form=LlmForm("ort", cache, ["onnxruntime-cpu"], GraphSpec("llm.onnx", 18, [], [])),
+        form=LlmForm("ort", cache, ["onnxruntime-cpu"], GraphSpec("llm.onnx", 18, [bias], [])),
         shape=LlmShape(2, 4, 2, 8, HIDDEN, VOCAB),
         embed_tokens=EMBED,
         eos=frozenset({EOS}),
@@ -215,9 +216,21 @@ BIAS = np.zeros((1, 300), np.float32)
 
 def test_tensorrts_form_refuses_a_size_bias_before_it_runs() -> None:
     graph = ScriptedGraph([EOS])
-    with pytest.raises(RequestInvalid, match=r"'trt' takes no size bias.*llm_form='portable'"):
+    match = r"takes no size bias in its form 'trt'.*llm_form='portable'"
+    with pytest.raises(RequestInvalid, match=match):
         list(masked(graph).generate(PROMPT, VISION, selection(1, bias=[0.5]), Generation()))
     assert not graph.seen
+
+
+def test_a_form_without_a_bias_is_fed_none_and_refuses_one() -> None:
+    graph = ScriptedGraph([7, EOS])
+    llm = language_model(graph)
+    spec = GraphSpec("llm.onnx", 18, [], [])
+    llm = replace(llm, form=LlmForm("ort", "in_place", ["onnxruntime-cuda"], spec))
+    list(llm.generate(PROMPT, VISION, selection(1), Generation()))
+    assert all("attention_bias" not in fed for fed in graph.seen)
+    with pytest.raises(RequestInvalid, match="takes no size bias in its form 'ort'"):
+        list(llm.generate(PROMPT, VISION, selection(1, bias=[0.5]), Generation()))
 
 
 def test_a_table_of_float16_is_fed_as_float32() -> None:
