@@ -46,7 +46,7 @@ number, or a list of a few) stay on the CPU, where ONNX Runtime wants them. Copi
 adds between host and device; a graph's inputs and outputs are not among them.
 
 A form that does not serve CUDA is there to compare with: in float32 `GroupQueryAttention` has no
-CUDA kernel, so the manifest does not offer it."""
+CUDA kernel, so the manifest does not offer it; `llm.trt` is for TensorRT."""
 SHAPE_NUMBERS = 8  # a shape, or a part of one, has no more numbers than that
 
 
@@ -179,7 +179,8 @@ def page(rows: list[Row], result: dict[str, Any]) -> str:
     lines = [
         "# Where the nodes of the graphs go on CUDA",
         "",
-        f"{result['date']}, {result['processor']}, {versions}. Made by `make placement`.",
+        f"{result['date']}, {result['processor']}, {versions}. Made by "
+        "`tests/benchmarks/cuda_placement.py`, which `make placement` runs on bundles in float32.",
         "",
         *READING.splitlines(),
         "",

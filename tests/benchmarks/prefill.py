@@ -24,7 +24,6 @@ from tokprune.budgets import KeepRatio
 from tokprune.llm import Generation
 from tokprune.selection import keep_all, select
 from tokprune.selectors import SELECTORS
-from tokprune.selectors.coverage import farthest_point_order
 from tokprune.types import Prompt, Selection, VisionTokens
 
 T = TypeVar("T")
@@ -105,7 +104,6 @@ def write(samples: list[Sample], options: Options) -> None:
         "text_tokens": real_size.TEXT_BEFORE + real_size.TEXT_AFTER,
         "selector": SELECTOR,
         "rows": [row(samples, *cell) for cell in cells],
-        "first_use_ms": first_use(options.tokens),
         "samples": [asdict(sample) for sample in samples],
     }
     (options.output / "prefill.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -205,17 +203,6 @@ def row(samples: list[Sample], form: str, total: int, keep: float) -> dict[str, 
         "reached": bool(full_cpu / cpu >= ratio * (1 - TOLERANCE[keep])),
         "overhead_reached": bool(cost_cpu / full_cpu <= OVERHEAD),
     }
-
-
-def first_use(tokens: tuple[int, ...]) -> dict[int, float]:
-    """Return what the first question about a new picture size pays once for its grid's order."""
-    result: dict[int, float] = {}
-    for total in tokens:
-        farthest_point_order.cache_clear()
-        clock = Clock()
-        clock("order", lambda grid=real_size.GRIDS[total]: farthest_point_order(*grid))
-        result[total] = round(clock.wall_ms["order"], 2)
-    return result
 
 
 def markdown(result: dict[str, Any]) -> str:
