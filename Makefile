@@ -50,7 +50,7 @@ device-tests: .venv/.tests .venv-device/.tests
 soak: .venv/.tests ## try every promise at its full count; goes on where it was stopped
 	SOAK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: .venv/.tests ## measure prefill at the size of a real LLM (an hour, 8 GiB of memory)
+bench: .venv/.tests ## measure prefill at the size of a real LLM (a quarter of an hour, 8 GiB of memory)
 	$(BIN)/python tests/benchmarks/prefill.py
 
 placement: .venv-placement/.pip bundles ## see which nodes of the bundles go to CUDA; needs no GPU, but cc

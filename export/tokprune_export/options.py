@@ -20,7 +20,8 @@ class ExportOptions:
     """The bundle to make. It must not exist."""
     precision: Precision = "fp32"
     """Precision of the graphs: float32, float16, bfloat16, or float16 with the LLM's linear weights
-    in 4 bits. The scorer is float32 in all of them."""
+    in 4 bits. bfloat16 is refused so far, as nothing here could check it. The scorer stays
+    float32."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     opset: Annotated[int, tyro.conf.arg(metavar="18..22")] = 18

@@ -4,6 +4,7 @@ ONNX Runtime goes on with the CPU where the provider's libraries do not load or 
 kernel, and says so in a log line at most. Here both are refused.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,7 @@ from typing import Any
 from tokprune_runtimes.errors import EngineUnavailable
 
 PROVIDER = "CUDAExecutionProvider"
+_log = logging.getLogger("tokprune.onnxruntime")
 INSTALL = "pip uninstall -y onnxruntime && pip install --no-deps onnxruntime-gpu"
 REINSTALL = f"pip uninstall -y onnxruntime-gpu && {INSTALL}"
 # What a decoder or encoder spends its time in. Shapes, indices and the like may stay on the CPU.
@@ -68,7 +70,9 @@ def check_session(session: Any, name: str) -> None:
             f"cuDNN of the versions that onnxruntime-gpu {_version()} was built for"
         )
     left = _left_on_the_cpu(session)
-    if left:
+    if left is None:
+        _log.warning("ONNX Runtime here does not tell whether all of %s runs on CUDA", name)
+    elif left:
         nodes = ", ".join(f"{count} {operator}" for operator, count in sorted(left.items()))
         raise EngineUnavailable(
             f"ONNX Runtime's CUDA provider leaves {nodes} of {name} to the CPU, so that every "
@@ -77,11 +81,11 @@ def check_session(session: Any, name: str) -> None:
         )
 
 
-def _left_on_the_cpu(session: Any) -> Counter[str]:
-    """Count the heavy nodes that the CUDA provider did not take."""
+def _left_on_the_cpu(session: Any) -> Counter[str] | None:
+    """Count the heavy nodes that the CUDA provider did not take; None: this version cannot tell."""
     assigned: Any = getattr(session, "get_provider_graph_assignment_info", None)
-    if assigned is None:  # older ONNX Runtimes do not tell
-        return Counter()
+    if assigned is None:
+        return None
     return Counter(
         node.op_type
         for part in assigned()

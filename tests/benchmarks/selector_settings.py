@@ -4,7 +4,7 @@
     python tests/benchmarks/selector_settings.py BUNDLE PAPER_SCORER qwen2_vl-videos --frames 8 \\
         --tokens 36
 
-Writes docs/results/selector-settings/NAME.json: share of the full accuracy for every setting. Ten
+Writes docs/results/selector-settings/NAME.json: share of the full accuracy for every setting. Three
 minutes on two cores for a demo bundle; the settings stand in tokprune/selectors/spread.py and
 relevance.py. With --data FILE the questions are your own.
 """

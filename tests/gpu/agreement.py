@@ -19,8 +19,8 @@ SWEPT = 12  # numbers of kept tokens
 def agreement(setting: Setting) -> Iterator[dict[str, Any]]:
     """Yield, for every family and precision, the share of answers equal to the CPU's in float32.
 
-    In float32 the answers of the same graph must be the same, ties of the CPU's own logits aside;
-    narrower ones are held against the CPU in float32, and against the CPU in their own precision.
+    In float32 all must be the same; how many of a narrower precision must be stands in LEAST.
+    Beside that, it is told how many are those of the CPU in the same precision.
     """
     for family in FAMILIES:
         samples = list(suite("dev", setting.questions, tokens=100))

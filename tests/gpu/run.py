@@ -116,6 +116,9 @@ def _ran(part: Part, engine: str, options: Options) -> dict[str, Any]:
     except Exception as error:  # whatever it was, the others are to run
         reason = "".join(traceback.format_exception(error))
         return {**about, "state": "failed", "reason": reason, "rows": rows}
+    if rows and all("skipped" in row for row in rows):
+        reasons = "; ".join(dict.fromkeys(str(row["skipped"]) for row in rows))
+        return {**about, "state": "skipped", "reason": reasons, "rows": rows}
     wrong = [row for row in rows if row.get("ok") is False]
     return {**about, "state": "failed" if wrong else "ran", "rows": rows}
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from tokprune.canvas import members
 from tokprune.types import (
     COLUMN,
     FRAME,
@@ -20,7 +21,6 @@ from tokprune.types import (
     NEWLINE,
     PICTURE,
     ROW,
-    TILE,
     Array,
     Scores,
     VisionTokens,
@@ -95,7 +95,7 @@ def spread(
 
 
 def points(vision: VisionTokens, scale: Scale = DEFAULT) -> Float32[Array, "n f"]:
-    """Return looks (unit length), row, column and time of each token, to be compared by distance.
+    """Return looks (unit length), row, column and time of each patch, to be compared by distance.
 
     Looks are projected to 32 dimensions, which changes distances by a tenth or less
     (Johnson-Lindenstrauss) and makes a step as cheap for an LLM of any width.
@@ -107,7 +107,7 @@ def points(vision: VisionTokens, scale: Scale = DEFAULT) -> Float32[Array, "n f"
     where = vision.where
     place = np.zeros((len(where), 3), np.float32)
     for region in vision.regions:
-        inside = (where[:, PICTURE : TILE + 1] == np.asarray(region[:3])).all(axis=1)
+        inside = members(where, region)
         cells = where[inside][:, [ROW, COLUMN]] + np.float32(0.5)
         place[inside, :2] = cells * (scale.place / max(region.rows, region.columns))
     for picture in {region.picture for region in vision.regions}:
