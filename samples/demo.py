@@ -31,7 +31,7 @@ def main() -> None:
     show(console, vlm, picture, drawn.question, drawn.answer, target)
     (film,) = film_suite("dev", 1, groups=("direction",))
     try:
-        vlm.prepare(film.clip, film.question)
+        vlm.model.prepare(film.clip, film.question)
     except tokprune.RequestInvalid as error:
         console.print(f"\nNo video: {error}")
         return

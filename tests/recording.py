@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokprune.vlm import VLM
-from tokprune_runtimes import Array, Carry, Feeds, Graph, Loop
+from tokprune_runtimes import Array, Carry, Feeds, Graph, Interrupt, Loop
 
 
 class RecordingGraph:
@@ -14,11 +14,10 @@ class RecordingGraph:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.logits = graph, list[Array]()
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        return self.graph.run(feeds)
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
+        return self.graph.run(feeds, interrupt)
 
     def loop(self, carries: Sequence[Carry]) -> "RecordingLoop":
-        self.logits.clear()
         return RecordingLoop(self.graph.loop(carries), self.logits)
 
 
@@ -28,8 +27,10 @@ class RecordingLoop:
     def __init__(self, loop: Loop, logits: list[Any]) -> None:
         self.loop, self.logits = loop, logits
 
-    def step(self, feeds: Feeds) -> dict[str, Array]:
-        outputs = self.loop.step(feeds)
+    def step(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
+        if feeds["inputs_embeds"].shape[1] > 1:
+            self.logits.clear()  # a prompt: another answer begins
+        outputs = self.loop.step(feeds, interrupt)
         self.logits.append(outputs["logits"][0, -1].copy())
         return outputs
 
@@ -39,5 +40,6 @@ class RecordingLoop:
 
 def recorded(vlm: VLM) -> tuple[VLM, list[Array]]:
     """Return the same VLM, and the list that holds the logits of its last answer."""
-    graph = RecordingGraph(vlm.llm.graph)
-    return replace(vlm, llm=replace(vlm.llm, graph=graph)), graph.logits
+    graph = RecordingGraph(vlm.model.llm.graph)
+    llm = replace(vlm.model.llm, graph=graph)
+    return VLM(replace(vlm.model, llm=llm)), graph.logits

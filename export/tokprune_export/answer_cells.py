@@ -122,7 +122,7 @@ def opened(setup: Setup) -> Opened:
     """Open bundle, scorer files and checkpoint, once a process."""
     torch.set_num_threads(1)
     vlm = tokprune.load(setup.bundle, backend="cpu", threads=1)
-    if not takes_bias(vlm.llm.form):  # which some selectors of the tables ask for
+    if not takes_bias(vlm.model.llm.form):  # which some selectors of the tables ask for
         vlm = tokprune.load(setup.bundle, backend="cpu", threads=1, llm_form="portable")
     heads = vlm.bundle.manifest.llm.heads
     files = [load_scorer(path, heads) for path in setup.scorers]
@@ -150,15 +150,15 @@ def answer_cells(setup: Setup, task: Task) -> Record:
 def _answered(setup: Setup, task: Task) -> Record:
     vlm, scorers, teacher = opened(setup)
     prompt, twin, prepared = prepare(vlm, task)
-    vision = vlm.vision(prepared)
-    seen = Seen(prompt, vision, vlm.first_layer.run(prompt, vision))
+    vision = vlm.model.vision(prepared)
+    seen = Seen(prompt, vision, vlm.model.first_layer.run(prompt, vision))
     answers = Answers(vlm, seen)
     total = len(vision.embeds)
     text, ids = answers(select(keep_all(total), vision, KeepRatio(1.0)))
     scores = {"attention": mean_attention(seen.first)}
     own = own_scores(vlm)
     if own not in scores:
-        scores[own] = vlm.scorer(vision, seen.first)
+        scores[own] = vlm.model.scorer(vision, seen.first)
     scores |= {name: run_scorer(scorer, vision, seen.first) for name, scorer in scorers.items()}
     agreement: dict[str, list[float]] = {}
     if teacher is not None:
@@ -166,8 +166,10 @@ def _answered(setup: Setup, task: Task) -> Record:
         oracle = explain_answer(teacher, asked)
         agreement = {name: _agreement(value, oracle) for name, value in scores.items()}
         scores["oracle"] = oracle
-    other = vlm.first_layer.run(twin, vision)
-    default = Default(own, vlm.bundle.manifest.default_selector, other, vlm.scorer(vision, other))
+    other = vlm.model.first_layer.run(twin, vision)
+    default = Default(
+        own, vlm.bundle.manifest.default_selector, other, vlm.model.scorer(vision, other)
+    )
     cells = {f"{FULL}@1": text}
     for name, ranking in rankings(task.key, seen, scores, default):
         for share in setup.shares:
@@ -178,8 +180,8 @@ def _answered(setup: Setup, task: Task) -> Record:
 def prepare(vlm: VLM, task: Task) -> tuple[Prompt, Prompt, tuple[Prepared, ...]]:
     """Read pictures and videos, and lay out the question and its twin."""
     media = [load(medium) for medium in task.media]
-    prompt, prepared = vlm.prepare(media, task.question)
-    twin, _ = vlm.prepare(media, task.other_question)
+    prompt, prepared = vlm.model.prepare(media, task.question)
+    twin, _ = vlm.model.prepare(media, task.other_question)
     return prompt, twin, prepared
 
 
@@ -210,11 +212,14 @@ class Answers:
         bias = b"" if selection.bias is None else selection.bias.tobytes()
         key = (selection.keep.tobytes(), bias)
         if key not in self._known:
-            tokens = self._vlm.llm.generate(
+            tokens = self._vlm.model.llm.generate(
                 self._seen.prompt, self._seen.vision, selection, Generation(MAX_NEW_TOKENS)
             )
             ids = [token.id for token in tokens if token.id is not None]
-            self._known[key] = (self._vlm.tokenizer.decode(ids, skip_special_tokens=True), ids)
+            self._known[key] = (
+                self._vlm.model.tokenizer.decode(ids, skip_special_tokens=True),
+                ids,
+            )
         return self._known[key]
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from tokprune.build_cli import build_with_progress
 from tokprune.bundle import open_bundle
+from tokprune.commands.build import build_with_progress
 from tokprune.engines.building import BuildOptions, check_builder
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Manifest

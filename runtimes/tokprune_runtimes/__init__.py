@@ -5,5 +5,16 @@ This is the lowest layer. It knows engines, and nothing of vision tokens or prom
 
 from tokprune_runtimes.arrays import Array, Carry, Feeds
 from tokprune_runtimes.graph import BACKENDS, Backend, Graph, Loop, load_graph
+from tokprune_runtimes.interrupt import Interrupt
 
-__all__ = ["BACKENDS", "Array", "Backend", "Carry", "Feeds", "Graph", "Loop", "load_graph"]
+__all__ = [
+    "BACKENDS",
+    "Array",
+    "Backend",
+    "Carry",
+    "Feeds",
+    "Graph",
+    "Interrupt",
+    "Loop",
+    "load_graph",
+]

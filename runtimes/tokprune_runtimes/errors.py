@@ -5,9 +5,11 @@ EngineError
 ├── EngineStale                this engine must not be loaded here: build it again
 ├── BuildFailed                the builder refused the graph, the profiles or the target
 ├── BuildCancelled             the caller's progress callback said so
+├── EngineInterrupted          the caller's Interrupt was set; the engine stays usable
 └── EngineFailed               a loaded engine did not do what was asked
     ├── FeedsInvalid           names, dtypes or shapes that it does not take (also a ValueError)
-    └── DeviceMemoryExhausted  the GPU has no memory left for this
+    └── MemoryExhausted        there is no memory left for this; what was loaded stays usable
+        └── DeviceMemoryExhausted  on the GPU
 """
 
 
@@ -31,13 +33,21 @@ class BuildCancelled(EngineError):
     """The progress callback returned False. Nothing was written."""
 
 
+class EngineInterrupted(EngineError):
+    """The caller's Interrupt was set. The engine stays usable."""
+
+
 class EngineFailed(EngineError):
-    """A loaded engine did not do what was asked; the message has what TensorRT or CUDA said."""
+    """A loaded engine did not do what was asked; the message has what the engine said."""
 
 
 class FeedsInvalid(EngineFailed, ValueError):
     """Names, dtypes or shapes of the arrays are not what the engine takes."""
 
 
-class DeviceMemoryExhausted(EngineFailed):
+class MemoryExhausted(EngineFailed):
+    """There is not enough memory left. What was loaded stays usable."""
+
+
+class DeviceMemoryExhausted(MemoryExhausted):
     """The GPU has not enough memory left. What was loaded stays usable."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from tokprune_runtimes.arrays import Array, Carry, Feeds
+from tokprune_runtimes.interrupt import Interrupt
 
 Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[Backend, ...] = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
@@ -14,8 +15,11 @@ BACKENDS: tuple[Backend, ...] = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 class Loop(Protocol):
     """A graph that is run again and again, some of its outputs fed back."""
 
-    def step(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once more and return the outputs that are not carried."""
+    def step(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
+        """Run once more and return the outputs that are not carried.
+
+        An interrupted step leaves the carried tensors as they were up to their length before it.
+        """
         ...
 
     def rewind(self, length: int) -> None:
@@ -27,8 +31,13 @@ class Loop(Protocol):
 class Graph(Protocol):
     """A loaded graph. Any object with these methods will do; no base class is needed."""
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once, with the names and dtypes that the file declares."""
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
+        """Run once, with the names and dtypes that the file declares.
+
+        Raises:
+            EngineInterrupted: `interrupt` was set, before or meanwhile.
+            EngineFailed: the engine refused the feeds, ran out of memory or broke down.
+        """
         ...
 
     def loop(self, carries: Sequence[Carry]) -> Loop:

@@ -4,15 +4,24 @@ The CUDA provider is unverified on hardware so far: no NVIDIA GPU was at hand.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from tokprune_runtimes.arrays import Array, Carry, Feeds
-from tokprune_runtimes.errors import EngineUnavailable
+from tokprune_runtimes.errors import (
+    EngineFailed,
+    EngineInterrupted,
+    EngineUnavailable,
+    FeedsInvalid,
+    MemoryExhausted,
+)
+from tokprune_runtimes.interrupt import Interrupt
 from tokprune_runtimes.ort_cuda import check_session, refusal
+from tokprune_runtimes.ort_errors import is_out_of_memory
 
 # From 1.29 on, ONNX Runtime's Linux wheels send events to Microsoft and keep a device id in the
 # user's cache, unless this is set before the first import (microsoft/onnxruntime#27379, #29843).
@@ -54,17 +63,20 @@ class OrtGraph:
             # CUDA provider itself leaves to the CPU (microsoft/onnxruntime#4940, #17930).
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._device: Device = device
+        self._name = path.name
         self._session: Any = _open(path, options, device)
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         """Run once."""
-        values: list[Array] = self._session.run(self._outputs, dict(feeds))
+        with _running(self._name, interrupt) as options:
+            values: list[Array] = self._session.run(self._outputs, dict(feeds), options)
         return dict(zip(self._outputs, values, strict=True))
 
     def loop(self, carries: Sequence[Carry]) -> "OrtLoop":
         """Start a loop with empty carried tensors."""
-        return OrtLoop(self._session, self._outputs, carries, self._device)
+        with _running(self._name, None):
+            return OrtLoop(self._session, self._name, self._outputs, carries, self._device)
 
 
 def _open(path: Path, options: Any, device: Device) -> Any:
@@ -91,17 +103,34 @@ class OrtLoop:
     """
 
     def __init__(
-        self, session: Any, outputs: Sequence[str], carries: Sequence[Carry], device: Device
+        self,
+        session: Any,
+        name: str,
+        outputs: Sequence[str],
+        carries: Sequence[Carry],
+        device: Device,
     ) -> None:
         self._session = session
+        self._name = name
         self._device: Device = device
         self._carries = tuple(carries)
         carried = {carry.output for carry in carries}
         self._returned = [name for name in outputs if name not in carried]
         self._held: dict[str, Any] = {carry.input: _allocate(carry, device) for carry in carries}
 
-    def step(self, feeds: Feeds) -> dict[str, Array]:
+    def step(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         """Run once more and return the outputs that are not carried."""
+        with _running(self._name, interrupt) as options:
+            values = self._bound_run(feeds, options)
+        head = len(self._returned)
+        for carry, value in zip(self._carries, values[head:], strict=True):
+            if not carry.in_place:
+                self._held[carry.input] = value
+        return {
+            name: value.numpy() for name, value in zip(self._returned, values[:head], strict=True)
+        }
+
+    def _bound_run(self, feeds: Feeds, options: Any) -> list[Any]:
         binding: Any = self._session.io_binding()
         for name, value in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -115,17 +144,11 @@ class OrtLoop:
                 binding.bind_output(carry.output, self._device)
         if self._device == "cuda":
             binding.synchronize_inputs()  # feeds are copied on a stream of their own
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         if self._device == "cuda":
             binding.synchronize_outputs()
-        values: list[Any] = binding.get_outputs()
-        head = len(self._returned)
-        for carry, value in zip(self._carries, values[head:], strict=True):
-            if not carry.in_place:
-                self._held[carry.input] = value
-        return {
-            name: value.numpy() for name, value in zip(self._returned, values[:head], strict=True)
-        }
+        outputs: list[Any] = binding.get_outputs()
+        return outputs
 
     def rewind(self, length: int) -> None:
         """Forget everything after `length`. In-place buffers need nothing: their graph is told.
@@ -144,6 +167,36 @@ class OrtLoop:
             whole: Array = self._held[carry.input].numpy()
             kept = np.take(whole, np.arange(length), axis=carry.axis)
             self._held[carry.input] = _to_device(kept, self._device)
+
+
+@contextmanager
+def _running(name: str, interrupt: Interrupt | None) -> Generator[Any]:
+    """Give a run its options, and its errors a class of ours.
+
+    `terminate` makes a run of seconds end within milliseconds, also where it is set beforehand.
+    """
+    options: Any = _onnxruntime.RunOptions()
+
+    def terminate() -> None:
+        options.terminate = True
+
+    try:
+        if interrupt is None:
+            yield options
+        else:
+            with interrupt.stopping(terminate):
+                yield options
+    except Exception as error:  # ONNX Runtime's own classes have no common root but this
+        if interrupt is not None and interrupt.is_set:
+            raise EngineInterrupted(f"The run of {name} was interrupted") from None
+        raise _failure(name, error) from error
+
+
+def _failure(name: str, error: Exception) -> EngineFailed:
+    if is_out_of_memory(error):
+        return MemoryExhausted(f"There is no memory left to run {name}: {error}")
+    refused = type(error).__name__ == "InvalidArgument" or isinstance(error, ValueError)
+    return (FeedsInvalid if refused else EngineFailed)(f"{name}: {error}")
 
 
 def _allocate(carry: Carry, device: Device) -> Any:

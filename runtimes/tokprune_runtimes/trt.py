@@ -16,7 +16,13 @@ import numpy as np
 from tokprune_runtimes.arrays import Array, Carry, Feeds
 from tokprune_runtimes.cuda import device_sm
 from tokprune_runtimes.device_memory import Buffer, Workspace, process_workspace
-from tokprune_runtimes.errors import DeviceMemoryExhausted, EngineFailed, FeedsInvalid
+from tokprune_runtimes.errors import (
+    DeviceMemoryExhausted,
+    EngineFailed,
+    EngineInterrupted,
+    FeedsInvalid,
+)
+from tokprune_runtimes.interrupt import Interrupt
 from tokprune_runtimes.side_car import checked_engine
 from tokprune_runtimes.trt_carries import CarrySet, check_carries
 from tokprune_runtimes.trt_engine import Context, Engine
@@ -81,9 +87,9 @@ class TrtGraph:
         with self._workspace.alone():
             self._closing()
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once."""
-        return self._execute(feeds, None)
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
+        """Run once. An interrupt is seen before the run: the GPU finishes what it was given."""
+        return self._execute(feeds, None, interrupt)
 
     def loop(self, carries: Sequence[Carry]) -> "TrtLoop":
         """Start a loop with empty carried tensors."""
@@ -98,9 +104,11 @@ class TrtGraph:
                 raise
             return TrtLoop(self, carried)
 
-    def step(self, feeds: Feeds, carried: CarrySet) -> dict[str, Array]:
+    def step(
+        self, feeds: Feeds, carried: CarrySet, interrupt: Interrupt | None
+    ) -> dict[str, Array]:
         """Run a loop's next step."""
-        return self._execute(feeds, carried)
+        return self._execute(feeds, carried, interrupt)
 
     def rewind(self, carried: CarrySet, length: int) -> None:
         """Rewind a loop's carried tensors."""
@@ -111,8 +119,12 @@ class TrtGraph:
         """Take what a loop no longer needs. Does nothing to it: this may be any thread."""
         self._idle.append(carried)
 
-    def _execute(self, feeds: Feeds, carried: CarrySet | None) -> dict[str, Array]:
+    def _execute(
+        self, feeds: Feeds, carried: CarrySet | None, interrupt: Interrupt | None
+    ) -> dict[str, Array]:
         with self._turn():
+            if interrupt is not None and interrupt.is_set:
+                raise EngineInterrupted(f"The run of {self._name} was interrupted")
             arrays = self._arrays(feeds, carried)
             shapes: dict[str, Shape] = {name: array.shape for name, array in arrays.items()}
             if carried is not None:
@@ -248,9 +260,9 @@ class TrtLoop:
         self._carried = carried
         weakref.finalize(self, graph.give_back, carried).atexit = False
 
-    def step(self, feeds: Feeds) -> dict[str, Array]:
+    def step(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         """Run once more and return the outputs that are not carried."""
-        return self._graph.step(feeds, self._carried)
+        return self._graph.step(feeds, self._carried, interrupt)
 
     def rewind(self, length: int) -> None:
         """Forget everything after `length`. In-place buffers need nothing: their graph is told."""

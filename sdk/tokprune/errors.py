@@ -4,12 +4,21 @@ TokpruneError                  "tokprune"
 ├── BundleInvalid              "bundle_invalid.<reason>"
 ├── PictureInvalid             "picture_invalid"
 ├── RequestInvalid             "request_invalid"     (also a ValueError)
+│   └── BudgetImpossible       "budget_impossible"
 ├── ContextOverflow            "context_overflow"
 │   └── EngineTooSmall         "engine_too_small"
 ├── SelectorUnavailable        "selector_unavailable"
+├── NotCalibrated              "not_calibrated"
 ├── BackendUnavailable         "backend_unavailable"
 │   └── EnginesStale           "engines_stale"
-└── BuildRefused               "build_refused"
+├── BuildRefused               "build_refused"
+├── Busy                       "busy"
+├── Cancelled                  "cancelled"
+├── DeadlineExceeded           "deadline_exceeded"   (also a TimeoutError)
+├── Closed                     "closed"
+├── ForkDetected               "fork_detected"
+└── EngineFailed               "engine_failed"
+    └── OutOfMemory            "out_of_memory"       (also a MemoryError)
 """
 
 from difflib import get_close_matches
@@ -44,6 +53,12 @@ class RequestInvalid(TokpruneError, ValueError):
     code = "request_invalid"
 
 
+class BudgetImpossible(RequestInvalid):
+    """No number of vision tokens meets the time that was asked for. Says what would."""
+
+    code = "budget_impossible"
+
+
 class ContextOverflow(TokpruneError):
     """The prompt and the answer do not fit the bundle's limits. Raised before prefill."""
 
@@ -62,6 +77,12 @@ class SelectorUnavailable(TokpruneError):
     code = "selector_unavailable"
 
 
+class NotCalibrated(TokpruneError):
+    """A budget in milliseconds needs this device's latencies, which were not measured."""
+
+    code = "not_calibrated"
+
+
 class BackendUnavailable(TokpruneError):
     """The engine or library that is needed is not installed, or cannot run this bundle."""
 
@@ -78,6 +99,48 @@ class BuildRefused(TokpruneError):
     """No engine can be built: disk, memory or target do not allow it, or the builder refused."""
 
     code = "build_refused"
+
+
+class Busy(TokpruneError):
+    """No room for another request, or a newer one took this one's place."""
+
+    code = "busy"
+
+
+class Cancelled(TokpruneError):
+    """The request was cancelled before its first token. Later, the answer has what was written."""
+
+    code = "cancelled"
+
+
+class DeadlineExceeded(TokpruneError, TimeoutError):
+    """The deadline passed before the first token. Later, the answer has what was written."""
+
+    code = "deadline_exceeded"
+
+
+class Closed(TokpruneError):
+    """The VLM was closed, before or during this request."""
+
+    code = "closed"
+
+
+class ForkDetected(TokpruneError):
+    """The process was forked after loading; the engine's threads did not come along."""
+
+    code = "fork_detected"
+
+
+class EngineFailed(TokpruneError):
+    """An engine did not do what was asked. It was not the request's fault as far as known."""
+
+    code = "engine_failed"
+
+
+class OutOfMemory(EngineFailed, MemoryError):
+    """There is not enough memory for this, on the host or the GPU. The VLM stays usable."""
+
+    code = "out_of_memory"
 
 
 def unknown(kind: str, name: str, known: "list[str]") -> str:

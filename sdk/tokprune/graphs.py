@@ -35,14 +35,14 @@ class VisionEncoder:
                 self.check(call)
 
     def __call__(self, pictures: Sequence[Prepared]) -> VisionTokens:
-        """Encode all pictures of a prompt."""
+        """Encode all pictures of a prompt, which may have none."""
         embeds = [
             picture.pack([self.graph.run(call)["vision_tokens"] for call in picture.calls])
             for picture in pictures
         ]
         return VisionTokens(
-            embeds=np.concatenate(embeds),
-            where=np.concatenate([picture.where for picture in pictures]),
+            embeds=np.concatenate(embeds) if embeds else np.zeros((0, 0), np.float32),
+            where=np.concatenate([np.zeros((0, 7), np.int32), *(p.where for p in pictures)]),
             regions=tuple(region for picture in pictures for region in picture.regions),
         )
 

@@ -1,5 +1,6 @@
 """Open a bundle and its engines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from tokprune.backends import ENGINES, NO_DEVICE, Asked, candidates, has_device, log_choice
+from tokprune.budgets import BudgetLike
 from tokprune.bundle import Bundle, open_bundle
 from tokprune.engines.bounds import BatchedEncoder, BoundedGraph, Bounds, bounds_of
 from tokprune.engines.folders import Kind
@@ -22,9 +24,12 @@ from tokprune.errors import (
 )
 from tokprune.families import FAMILIES
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
+from tokprune.latency import open_latency
 from tokprune.llm import LanguageModel
 from tokprune.manifest import LlmForm
-from tokprune.vlm import VLM
+from tokprune.model import Model
+from tokprune.vlm import KV_SLOTS, VISION_CACHE_BYTES, VLM
+from tokprune.worker import Admission, check_admission
 from tokprune_runtimes import Backend, Graph, load_graph
 from tokprune_runtimes.errors import EngineError, EngineStale
 
@@ -40,6 +45,15 @@ class LoadedGraphs:
     llm: Graph
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The backend that was taken, and why not faster ones."""
+
+    backend: Backend
+    graphs: LoadedGraphs
+    refused: dict[Backend, str]
+
+
 def load(
     bundle: str | Path,
     *,
@@ -47,6 +61,11 @@ def load(
     threads: int | None = None,
     verify: Literal["full", "sizes"] = "full",
     llm_form: str | None = None,
+    admission: Admission = "wait",
+    max_waiting: int = 16,
+    vision_cache_bytes: int = VISION_CACHE_BYTES,
+    kv_slots: int = KV_SLOTS,
+    warmup: Sequence[BudgetLike] = (),
 ) -> VLM:
     """Check a bundle and open its graphs.
 
@@ -58,6 +77,14 @@ def load(
         threads: threads of each graph on the host; None lets the engine choose.
         verify: "full" compares the sha256 of every file, "sizes" only their lengths.
         llm_form: a form of the LLM graph by name; None takes the best that the backend runs.
+        admission: what happens to a request when `max_waiting` others wait already: "wait" until
+            there is room, "reject" it with Busy, or "latest": only the newest waits, and one that
+            waited before ends with Busy.
+        max_waiting: requests that may wait beside the one that runs.
+        vision_cache_bytes: bound of the cache of vision encoder outputs; 0 switches it off.
+        kv_slots: KV caches at most: one for single questions, one for each chat or pinned picture
+            that is to keep what the LLM has computed. Allocated when first used.
+        warmup: budgets that are tried once before this returns, see `VLM.warmup`.
 
     Raises:
         BundleInvalid: the folder is not as the exporter wrote it. No engine has opened a file.
@@ -67,18 +94,36 @@ def load(
     order = candidates(backend)
     if threads is not None and threads < 1:
         raise RequestInvalid(f"threads must be 1 or more, got {threads}")
+    if kv_slots < 1 or vision_cache_bytes < 0:
+        raise RequestInvalid(
+            f"kv_slots must be 1 or more and vision_cache_bytes 0 or more, got {kv_slots} and "
+            f"{vision_cache_bytes}"
+        )
+    check_admission(admission, max_waiting)
     opened = open_bundle(Path(bundle), verify=verify)
     if opened.manifest.family not in FAMILIES:
         message = unknown("family", opened.manifest.family, list(FAMILIES))
         raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
     if backend == "auto":
-        return _first_that_can(opened, order, threads, llm_form)
-    return _vlm(opened, order[0], _graphs(opened, order[0], threads, llm_form), {})
+        chosen = _first_that_can(opened, order, threads, llm_form)
+    else:
+        chosen = Chosen(order[0], _graphs(opened, order[0], threads, llm_form), {})
+    vlm = VLM(
+        _model(opened, chosen, threads),
+        backends_refused=chosen.refused,
+        latency=open_latency(opened, chosen.backend, threads),
+        admission=admission,
+        max_waiting=max_waiting,
+        vision_cache_bytes=vision_cache_bytes,
+        kv_slots=kv_slots,
+    )
+    vlm.warmup(warmup)
+    return vlm
 
 
 def _first_that_can(
     opened: Bundle, order: tuple[Backend, ...], threads: int | None, llm_form: str | None
-) -> VLM:
+) -> Chosen:
     refused: dict[Backend, str] = {}
     device = has_device()
     for backend in order:
@@ -91,7 +136,7 @@ def _first_that_can(
             refused[backend] = str(error)
             continue
         log_choice(backend, refused)
-        return _vlm(opened, backend, graphs, refused)
+        return Chosen(backend, graphs, refused)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
     raise BackendUnavailable(f"Nothing here can run this bundle. {reasons}")
 
@@ -105,10 +150,8 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _vlm(
-    opened: Bundle, backend: Backend, graphs: LoadedGraphs, refused: dict[Backend, str]
-) -> VLM:
-    manifest = opened.manifest
+def _model(opened: Bundle, chosen: Chosen, threads: int | None) -> Model:
+    manifest, graphs = opened.manifest, chosen.graphs
     llm = LanguageModel(
         graph=graphs.llm,
         form=graphs.form,
@@ -118,7 +161,7 @@ def _vlm(
         limits=manifest.limits,
     )
     inputs = frozenset(tensor.name for tensor in manifest.graphs.scorer.inputs)
-    return VLM(
+    return Model(
         bundle=opened,
         processor=FAMILIES[manifest.family].open(opened.path),
         tokenizer=open_tokenizer(opened.path),
@@ -126,8 +169,8 @@ def _vlm(
         first_layer=FirstLayerGraph(graphs.first_layer, llm),
         scorer=ScorerGraph(graphs.scorer, inputs),
         llm=llm,
-        backend=backend,
-        backends_refused=refused,
+        backend=chosen.backend,
+        threads=threads,
     )
 
 

@@ -1,16 +1,24 @@
 """Turn a ranking and a budget into the vision tokens that stay."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from tokprune.budgets import Budget
+from tokprune.allocation import fair
+from tokprune.budgets import Budget, KeepCount, KeepRatio, Plan
 from tokprune.canvas import members, newlines_last, row_ends
+from tokprune.plans import Clock, keeps_all, plan
+from tokprune.selectors import Selector
 from tokprune.types import (
     COLUMN,
     KIND,
     NEWLINE,
+    PICTURE,
     ROW,
     Array,
+    First,
+    Prompt,
     Ranking,
     Selection,
     Take,
@@ -18,21 +26,89 @@ from tokprune.types import (
 )
 
 
-def select(ranking: Ranking, vision: VisionTokens, budget: Budget) -> Selection:
-    """Apply the budget to the ranking, and put what stays in the LLM's order."""
-    total = len(vision.embeds)
-    plan = budget.plan(total)
-    keep = with_newlines(ranking.take, vision.where, plan.keep)
-    corrected = plan.keep < total and ranking.size_bias(plan.keep / total)
+def select(
+    ranking: Ranking, vision: VisionTokens, budget: Budget, clock: Clock | None = None
+) -> Selection:
+    """Apply the budget to the ranking, and put what stays in the LLM's order.
+
+    Args:
+        ranking: how the selector would spend any budget.
+        vision: the tokens.
+        budget: how many may stay.
+        clock: tells a budget in time where the request stands; others do not read it.
+
+    Raises:
+        BudgetImpossible: time is too short for the fewest tokens that may be kept.
+        NotCalibrated: a budget in time without a clock.
+        RequestInvalid: the budget needs scores, and the selector gives none.
+    """
+    total = len(vision.where)
+
+    def chosen(k: int) -> Int64[Array, " k"]:
+        return with_newlines(_take(ranking, vision, budget, k), vision.where, k)
+
+    everything = Plan(0, None, "all")  # a conversation without pictures, so far
+    applied = plan(budget, ranking, vision, chosen, clock) if total else everything
+    keep = chosen(applied.keep)
+    corrected = applied.keep < total and ranking.size_bias(applied.keep / total)
     return Selection(
         keep=keep,
         total=total,
-        need=None,
-        cap=plan.cap,
-        reason=plan.reason,
+        need=applied.need,
+        cap=applied.cap,
+        reason=applied.reason,
         scores=ranking.scores,
         bias=size_bias(keep, vision) if corrected else None,
     )
+
+
+def select_each(
+    rank: Callable[[VisionTokens], Ranking], vision: VisionTokens, budget: Budget
+) -> Selection:
+    """Apply ranking and budget to every picture as if it were alone.
+
+    What is kept of one picture then does not change when another is shown beside it.
+    """
+    keep: list[Int64[Array, " k"]] = []
+    caps: list[int | None] = []
+    reasons: set[str] = set()
+    for picture in sorted({region.picture for region in vision.regions}):
+        inside = np.flatnonzero(vision.where[:, PICTURE] == picture)
+        alone = VisionTokens(
+            vision.embeds[inside],
+            vision.where[inside],
+            tuple(region for region in vision.regions if region.picture == picture),
+        )
+        part = select(rank(alone), alone, budget)
+        keep.append(inside[part.keep])
+        caps.append(part.cap)
+        reasons.add(part.reason)
+    return Selection(
+        keep=np.concatenate([np.empty(0, np.int64), *keep]),
+        total=len(vision.where),
+        need=None,
+        cap=None if None in caps else sum(cap or 0 for cap in caps),
+        reason="all" if reasons <= {"all"} else (reasons - {"all"}).pop(),
+    )
+
+
+def unless_all(selector: Selector, budget: Budget, clock: Clock | None = None) -> Selector:
+    """Return a selector that does not run where the budget keeps everything."""
+
+    def ranked(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+        total = len(vision.where)
+        if not total or keeps_all(budget, total, clock):
+            return keep_all(total)
+        return selector(prompt, vision, first)
+
+    return ranked
+
+
+def _take(ranking: Ranking, vision: VisionTokens, budget: Budget, k: int) -> Take:
+    """Let no region go blind where the device chose how few tokens stay, not the user."""
+    if isinstance(budget, (KeepRatio, KeepCount)):
+        return ranking.take
+    return fair(ranking, vision, k)
 
 
 def with_newlines(take: Take, where: Int32[Array, "n 7"], k: int) -> Int64[Array, " k"]:
@@ -88,7 +164,7 @@ def _chosen(take: Take, k: int, total: int) -> Bool[Array, " n"]:
 
 def keep_all(total: int) -> Ranking:
     """Return the ranking for a budget that drops nothing: no selector has to run."""
-    return Ranking(lambda k: np.arange(total)[:k])
+    return Ranking(lambda k: np.arange(total)[:k], unranked=True)
 
 
 def size_bias(keep: Int64[Array, " k"], vision: VisionTokens) -> Float32[Array, " k"]:

@@ -1,44 +1,143 @@
-"""An answer as it is written."""
+"""An answer as it is written, on its way from the worker to whoever asked."""
 
-from collections.abc import Callable, Generator, Iterator
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from threading import Condition
+from types import TracebackType
 
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+from tokprune.control import Control
+from tokprune.types import Answer
 
-from tokprune.pipeline import Flow
-from tokprune.stopwatch import Stopwatch
-from tokprune.types import Answer, FinishReason
 
-STAGES = ("preprocess", "vision", "first_layer", "scorer", "select", "prefill", "decode")
+class Channel:
+    """Pieces of text from the worker's thread to another, or to an event loop."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._pieces: deque[str] = deque()
+        self._answer: Answer | None = None
+        self._error: BaseException | None = None
+        self._wake: Callable[[], object] | None = None
+        self.abandoned = False  # nobody will read any more
+
+    def give(self, piece: str) -> None:
+        """Hand over a piece."""
+        with self._changed:
+            self._pieces.append(piece)
+            self._notify()
+
+    def finish(self, answer: Answer) -> None:
+        """Hand over the answer; nothing comes after it."""
+        with self._changed:
+            self._answer = answer
+            self._notify()
+
+    def fail(self, error: BaseException) -> None:
+        """Hand over why there is no answer; nothing comes after it."""
+        with self._changed:
+            self._error = error
+            self._notify()
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer, once it is there and all pieces were taken."""
+        return None if self._pieces else self._answer
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._answer is not None or self._error is not None
+
+    def take(self) -> str | None:
+        """Wait for the next piece; None after the last.
+
+        Raises:
+            TokpruneError: there is no answer, and why.
+        """
+        with self._changed:
+            while not self._pieces and not self.ended:
+                self._changed.wait()
+            return self._next()
+
+    async def take_async(self) -> str | None:
+        """Wait for the next piece without holding up the event loop."""
+        loop = asyncio.get_running_loop()
+        while True:
+            woken = loop.create_future()
+            with self._changed:
+                if self._pieces or self.ended:
+                    return self._next()
+                self._wake = partial(_wake, loop, woken)
+            await woken
+
+    def _next(self) -> str | None:
+        if self._pieces:
+            return self._pieces.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
 
 
 class AnswerStream:
     """Iterates over pieces of valid Unicode text; `answer` is there once it is exhausted.
 
-    The pieces make up the answer's text, unless the model emits bytes that are no UTF-8 behind a
-    character given out already: `answer.text` is then what all bytes decode to. Leaving the loop
-    early, or `close()`, stops the work; no answer is made then.
+    `for piece in stream` waits; `async for piece in stream` lets an event loop go on. The worker
+    does not: it writes on while nobody reads. The pieces make up the answer's text, unless the
+    model emits bytes that are no UTF-8 behind a character given out already: `answer.text` is then
+    what all bytes decode to. Leaving a `with` block early, `close()`, or letting go of the stream
+    stops the work; no answer is made then.
     """
 
-    def __init__(
-        self, flow: Callable[[], Flow], tokenizer: Tokenizer, watch: Stopwatch, selector: str
-    ) -> None:
-        self._flow = flow
-        self._tokenizer = tokenizer
-        self._watch = watch
-        self._selector = selector
-        self._answer: Answer | None = None
-        self._pieces = self._run()
+    def __init__(self, channel: Channel, control: Control) -> None:
+        self._channel = channel
+        self._control = control
+        self._closed = False
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        piece = None if self._closed else self._channel.take()
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        piece = None if self._closed else await self._channel.take_async()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def __enter__(self) -> "AnswerStream":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Stop the work."""
-        self._pieces.close()
+        """Stop the work, unless it is done."""
+        if not self._channel.ended:
+            self._closed = self._channel.abandoned = True
+            self._control.cancel()
 
     @property
     def answer(self) -> Answer:
@@ -47,51 +146,41 @@ class AnswerStream:
         Raises:
             RuntimeError: the stream is not exhausted.
         """
-        if self._answer is None:
+        answer = self._channel.answer
+        if answer is None or self._closed:
             raise RuntimeError("The answer is not finished: iterate over the stream to its end")
-        return self._answer
+        return answer
 
-    def _run(self) -> Generator[str, None, None]:
-        flow = self._flow()
-        ids: list[int] = []
-        decoder = DecodeStream(skip_special_tokens=True)
-        text = ""
-        reason: FinishReason | None = None
-        ttft_ms = 0.0
-        while reason is None:
-            with self._watch.stage("decode" if ttft_ms else "prefill"):
-                token = next(flow.tokens)
-            ttft_ms = ttft_ms or self._watch.elapsed_ms()
-            reason = token.finish_reason
-            if token.id is None:
-                continue
-            ids.append(token.id)
-            try:
-                piece = decoder.step(self._tokenizer, token.id)
-            except Exception:  # tokenizers raises nothing more particular
-                # later bytes broke a character that had been whole; the answer's text is right
-                decoder, piece = DecodeStream(skip_special_tokens=True), None
-            if piece:
-                text += piece
-                yield piece
-        # Bytes of an unfinished character at the end come out as U+FFFD.
-        whole = self._tokenizer.decode(ids, skip_special_tokens=True)
-        if len(whole) > len(text) and whole.startswith(text):
-            yield whole[len(text) :]
-        self._answer = self._finished(flow, ids, whole, reason, ttft_ms)
+    def result(self) -> Answer:
+        """Wait for the whole answer; pieces not yet taken are passed over.
 
-    def _finished(
-        self, flow: Flow, ids: list[int], text: str, reason: FinishReason, ttft_ms: float
-    ) -> Answer:
-        timings = self._watch.timings_ms
-        return Answer(
-            text=text,
-            finish_reason=reason,
-            selection=flow.selection,
-            regions=flow.vision.regions,
-            where=flow.vision.where,
-            selector=self._selector,
-            timings_ms={stage: timings.get(stage, 0.0) for stage in STAGES},
-            ttft_ms=ttft_ms,
-            token_ids=tuple(ids),
-        )
+        Raises:
+            TokpruneError: there is none, and why.
+        """
+        try:
+            for _ in self:
+                pass
+        except BaseException:  # Ctrl-C among them: nobody waits any longer
+            self.close()
+            raise
+        return self.answer
+
+    async def result_async(self) -> Answer:
+        """Like `result`, without holding up the event loop."""
+        try:
+            async for _ in self:
+                pass
+        except BaseException:  # the task's cancellation among them
+            self.close()
+            raise
+        return self.answer
+
+
+def _wake(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
+    loop.call_soon_threadsafe(resolve, future)
+
+
+def resolve(future: "asyncio.Future[None]") -> None:
+    """Wake who waits for a future, if somebody still does."""
+    if not future.done():
+        future.set_result(None)

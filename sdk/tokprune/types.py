@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
 
 from tokprune.errors import PictureInvalid, RequestInvalid
+from tokprune.stopwatch import Span
 
 Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 Image: TypeAlias = UInt8[Array, "h w 3"]  # RGB
@@ -21,7 +22,7 @@ Images: TypeAlias = Sequence[UInt8[Array, "_ _ 3"]]  # their sizes may differ
 MediumKind = Literal["picture", "video"]
 Scores: TypeAlias = Float32[Array, " n"]  # higher is kept first
 Feeds: TypeAlias = Mapping[str, Array]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "repetition"]
 
 PATCH, NEWLINE = 0, 1  # `where[:, KIND]`: a patch of a picture, or a row's end
 PICTURE, FRAME, TILE, ROW, COLUMN, SCALE, KIND = range(7)  # columns of `where`
@@ -123,6 +124,7 @@ class Ranking:
     take: Take
     scores: Scores | None = None  # where they mean a share of relevance
     size_bias: Callable[[float], bool] = no_size_bias  # of the kept share
+    unranked: bool = False  # no selector ran, as all tokens were going to be kept
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Selection:
     total: int
     need: int | None  # what the question needs, where the budget asked
     cap: int | None  # what the budget allowed
-    reason: str  # "ratio", "count", "all"
+    reason: str  # "ratio", "count", "all", "mass", "floor", "cap", "deadline", "late"
     scores: Scores | None = None
     embeds: Float[Array, "k d"] | None = None  # set only by merging
     bias: Float32[Array, " k"] | None = None  # set only by size bias; added to attention logits
@@ -161,8 +163,17 @@ class Answer:
     where: Int32[Array, "n 7"]
     selector: str
     timings_ms: Mapping[str, float]
-    ttft_ms: float
+    ttft_ms: float  # from the call, the wait for other requests included
     token_ids: tuple[int, ...]
+    encoder_hits: int = 0  # calls of the vision encoder that the vision cache answered
+    encoder_runs: int = 0  # calls that ran
+    reused: int = 0  # prompt rows whose keys and values were there already (chat, pin)
+    prompt_tokens: int = 0  # rows that entered the LLM, the reused ones included
+    choice: str | None = None  # of `choices`
+    probabilities: Mapping[str, float] | None = None  # of all choices; they sum to 1
+    choice_mass: float | None = None  # of the model's free probability, what the choices have
+    spans: tuple[Span, ...] = ()  # when each stage ran, for `tokprune.write_trace`
+    began_s: float = 0.0  # monotonic time of the call
 
     @property
     def kept(self) -> int:

@@ -1,62 +1,94 @@
 """A loaded bundle that answers questions about pictures and videos."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import TypeAlias, cast
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
 
-from tokenizers import Tokenizer
+import numpy as np
+from typing_extensions import Unpack
 
-from tokprune.budgets import Budget, KeepRatio, budget_of
+from tokprune.answering import State
+from tokprune.budgets import BudgetLike, KeepRatio
 from tokprune.bundle import Bundle
-from tokprune.errors import RequestInvalid, SelectorUnavailable, lookup
-from tokprune.families import Processor
-from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
-from tokprune.llm import Generation, LanguageModel
-from tokprune.pictures import PictureSource, load_picture
-from tokprune.pipeline import Pipeline
-from tokprune.prompting import Conversation, Shown, Turn, build_prompt
-from tokprune.sampling import Sampling
-from tokprune.selection import keep_all, select
-from tokprune.selectors import LEARNED, SELECTORS, Scorer, Selector
-from tokprune.stopwatch import Stopwatch
+from tokprune.chat import Chat
+from tokprune.latency import Latency
+from tokprune.model import Model, Pictures
+from tokprune.pinned import Pinned
+from tokprune.request import AskOptions, options_of
+from tokprune.runtime import Ask, Layout, Runtime
+from tokprune.selectors import Selector
+from tokprune.stats import Stats, StatsRecorder
 from tokprune.stream import AnswerStream
-from tokprune.types import Answer, Clip, First, Prepared, Prompt, Ranking, VisionTokens
+from tokprune.types import Answer
+from tokprune.vision_cache import VisionCache
+from tokprune.worker import Admission, Worker
 from tokprune_runtimes import Backend
 
-Shows: TypeAlias = PictureSource | Clip  # one picture or video
-Pictures: TypeAlias = Shows | Sequence[Shows]
-MakeSelector: TypeAlias = Callable[[Scorer], Selector]
+HealthState = Literal["ready", "busy", "closed"]
+VISION_CACHE_BYTES = 256 * 2**20
+KV_SLOTS = 2  # one for single questions, one for a chat
 
 
 @dataclass(frozen=True)
-class VLM:
-    """One bundle on one backend. Safe to use from several threads; made by `tokprune.load`."""
+class Health:
+    """Whether a VLM can be asked, for watchdogs and load balancers."""
 
-    bundle: Bundle
-    processor: Processor
-    tokenizer: Tokenizer
-    vision: VisionEncoder
-    first_layer: FirstLayerGraph
-    scorer: ScorerGraph
-    llm: LanguageModel
-    backend: Backend = "cpu"
-    backends_refused: Mapping[Backend, str] = field(  # faster ones that "auto" could not take
-        default_factory=dict[Backend, str]
-    )
+    state: HealthState
+    backend: Backend
+    waiting: int  # requests before their turn
+    bundle: str  # name of its folder
+
+
+class VLM:
+    """One bundle on one backend; made by `tokprune.load`. Use it from any thread.
+
+    One worker thread runs the graphs, one request after another.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        backends_refused: Mapping[Backend, str] | None = None,
+        latency: Latency | None = None,
+        admission: Admission = "wait",
+        max_waiting: int = 16,
+        vision_cache_bytes: int = VISION_CACHE_BYTES,
+        kv_slots: int = KV_SLOTS,
+    ) -> None:
+        """Start the worker; see `tokprune.load` for the arguments."""
+        state = State(
+            VisionCache(vision_cache_bytes),
+            model.llm.pool(kv_slots),
+            latency or Latency(None),
+            StatsRecorder(),
+        )
+        self.model = model
+        self.backends_refused = dict(backends_refused or {})  # faster ones "auto" could not take
+        self._runtime = Runtime(model, state, Worker(admission, max_waiting))
+        self._closing = weakref.finalize(self, self._runtime.worker.close)
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the graphs."""
+        return self.model.backend
+
+    @property
+    def bundle(self) -> Bundle:
+        """The exported folder."""
+        return self.model.bundle
 
     def ask(
         self,
         image: Pictures,
         question: str,
-        budget: Budget | float | int = KeepRatio(0.5),
+        budget: BudgetLike = KeepRatio(0.5),
         selector: str | Selector | None = None,
         *,
-        max_new_tokens: int = 128,
         system: str | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        **options: Unpack[AskOptions],
     ) -> Answer:
         """Answer a question about one or several pictures.
 
@@ -66,14 +98,11 @@ class VLM:
                 list of these. They stand before the question, in order.
             question: what the user says.
             budget: how many vision tokens may enter the LLM: a share (0.5), a count (128),
-                `KeepRatio` or `KeepCount`.
+                or any of `tokprune.budgets`.
             selector: a name of `tokprune.selectors.SELECTORS`, any function of that type, or the
                 bundle's default.
-            max_new_tokens: bound of the answer's length.
             system: a system message, where the chat template takes one.
-            temperature: 0 is greedy; above, tokens are drawn.
-            top_p: draw from the smallest set of tokens that holds this probability.
-            seed: equal seeds draw equal answers.
+            options: length, sampling, stop strings, choices, deadline, cancel: see `AskOptions`.
 
         Raises:
             PictureInvalid: a picture cannot be decoded.
@@ -81,111 +110,148 @@ class VLM:
             SelectorUnavailable: the bundle lacks what the selector reads.
             ContextOverflow: prompt and answer do not fit; nothing is ever cut off.
             EngineTooSmall: TensorRT engines were built for smaller pictures or shorter questions.
+            Busy: others wait already, and the VLM was loaded with admission="reject" or "latest".
+            Cancelled, DeadlineExceeded: stopped before the first token. Later, the answer has
+                what was written, and says so in `finish_reason`.
+            OutOfMemory, EngineFailed: an engine gave up; the VLM stays usable.
+            Closed, ForkDetected: this VLM cannot be asked any more, or not in this process.
         """
-        stream = self.stream(
-            image,
-            question,
-            budget,
-            selector,
-            max_new_tokens=max_new_tokens,
-            system=system,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
-        for _ in stream:
-            pass
-        return stream.answer
+        return self.stream(image, question, budget, selector, system=system, **options).result()
 
     def stream(
         self,
         image: Pictures,
         question: str,
-        budget: Budget | float | int = KeepRatio(0.5),
+        budget: BudgetLike = KeepRatio(0.5),
         selector: str | Selector | None = None,
         *,
-        max_new_tokens: int = 128,
         system: str | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> "AnswerStream":
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream:
         """Like `ask`, as an iterator over pieces of text; `.answer` is there at its end.
 
-        The request is checked and the pictures are read before this returns; encoding starts with
-        the first piece.
+        The request is checked and the pictures are read before this returns; the worker goes on
+        by itself.
         """
-        watch = Stopwatch()
-        name, make = self.selector(selector)
-        chosen = make(watch.timed("scorer", self.scorer))
-        wanted = budget_of(budget)
-        generation = Generation(max_new_tokens, Sampling(temperature, top_p, seed))
-        with watch.stage("preprocess"):
-            prompt, media = self.prepare(image, question, system=system)
-            self.vision.check_all(media)
-        pipeline = Pipeline(
-            vision_graph=watch.timed("vision", self.vision),
-            first_layer=partial(_timed_first, self.first_layer, watch),
-            selector=watch.timed("select", unless_all(chosen, wanted)),
-            select=watch.timed("select", select),
-            llm=partial(self.llm.generate, generation=generation),
-        )
-        flow = partial(pipeline.answer, prompt, media, wanted)
-        return AnswerStream(flow, self.tokenizer, watch, name)
+        ask = self._ask(image, question, budget, selector, system, options)
+        return self._runtime.submit(ask)
 
-    def prepare(
-        self, image: Pictures, question: str, *, system: str | None = None
-    ) -> tuple[Prompt, tuple[Prepared, ...]]:
-        """Read pictures and videos and lay out the prompt; no engine runs."""
-        several = isinstance(image, Sequence) and not isinstance(image, (str, bytes))
-        sources = list(cast(Sequence[Shows], image if several else [image]))
-        if not sources:
-            raise RequestInvalid("A question needs one picture or more, got an empty list")
-        media = self.processor.prepare(
-            [source if isinstance(source, Clip) else load_picture(source) for source in sources]
-        )
-        content = (*(Shown(index) for index in range(len(media))), question)
-        conversation = Conversation((Turn(content),), system)
-        manifest = self.bundle.manifest
-        prompt = build_prompt(
-            conversation, media, manifest.chat, manifest.tokens, self.tokenizer, self.processor
-        )
-        return prompt, media
+    async def ask_async(
+        self,
+        image: Pictures,
+        question: str,
+        budget: BudgetLike = KeepRatio(0.5),
+        selector: str | Selector | None = None,
+        *,
+        system: str | None = None,
+        **options: Unpack[AskOptions],
+    ) -> Answer:
+        """Like `ask`, without holding up the event loop. Cancelling the task stops the request."""
+        ask = self._ask(image, question, budget, selector, system, options)
+        return await (await self._runtime.submit_async(ask)).result_async()
 
-    def selector(self, selector: str | Selector | None) -> tuple[str, MakeSelector]:
-        """Return a selector's name, and what builds it from a scorer.
+    async def stream_async(
+        self,
+        image: Pictures,
+        question: str,
+        budget: BudgetLike = KeepRatio(0.5),
+        selector: str | Selector | None = None,
+        *,
+        system: str | None = None,
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream:
+        """Like `stream`, for `async for piece in await vlm.stream_async(...)`."""
+        ask = self._ask(image, question, budget, selector, system, options)
+        return await self._runtime.submit_async(ask)
 
-        Raises:
-            RequestInvalid: no selector has that name.
-            SelectorUnavailable: it reads a trained scorer, and this bundle has none.
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        budget: BudgetLike = KeepRatio(0.5),
+        selector: str | Selector | None = None,
+        pin: bool = False,
+    ) -> Chat:
+        """Begin a conversation: `chat.ask(question, image)`, then `chat.ask(question)` and so on.
+
+        Args:
+            system: a system message, where the chat template takes one.
+            budget: of every question; one question may have its own.
+            selector: of every question; one question may have its own.
+            pin: choose the vision tokens of a picture once, when it is shown, whatever will be
+                asked; later questions then run the LLM over their own words alone. The selector
+                is then "spread", "uniform" or "random", and the budget is for each picture.
         """
-        if selector is not None and not isinstance(selector, str):
-            given = selector
-            return getattr(given, "__name__", type(given).__name__), lambda _: given
-        name = selector or self.bundle.manifest.default_selector
-        make = lookup(SELECTORS, name, "selector")
-        if name in LEARNED and not self.bundle.manifest.scorer.trained:
-            raise SelectorUnavailable(
-                f"The selector {name!r} needs a trained scorer, and this bundle was exported "
-                "without one. Train it with `tokprune-train MODEL DATA.jsonl scorer.safetensors`, "
-                "then `tokprune-export MODEL OUTPUT --scorer scorer.safetensors`"
-            )
-        return name, make
+        return Chat(self._runtime, system=system, budget=budget, selector=selector, pin=pin)
 
+    def pin(
+        self,
+        image: Pictures,
+        *,
+        budget: BudgetLike = KeepRatio(0.5),
+        selector: str | Selector | None = None,
+        system: str | None = None,
+    ) -> Pinned:
+        """Prepare pictures for many questions, each on its own: `pinned.ask(question)`.
 
-def unless_all(selector: Selector, budget: Budget) -> Selector:
-    """Return a selector that does not run where the budget keeps everything."""
+        Args:
+            image: as in `ask`.
+            budget: for each picture.
+            selector: "spread" (if not given), "uniform" or "random": the question is not known.
+            system: a system message, where the chat template takes one.
+        """
+        return Pinned(self._runtime, image, system=system, budget=budget, selector=selector)
 
-    def ranked(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
-        total = len(vision.embeds)
-        if budget.plan(total).keep == total:
-            return keep_all(total)
-        return selector(prompt, vision, first)
+    def warmup(self, budgets: Sequence[BudgetLike], image: Pictures | None = None) -> None:
+        """Ask once with each budget, so that the first real question is as fast as later ones.
 
-    return ranked
+        Args:
+            budgets: those that will be used.
+            image: like those that will be asked about: engines allocate for their sizes. If not
+                given, a grey picture of 448 x 448 pixels.
+        """
+        shown = np.full((448, 448, 3), 128, np.uint8) if image is None else image
+        for budget in budgets:
+            self.ask(shown, "what is this?", budget, max_new_tokens=2)
+            self._runtime.state.vision_cache.clear()  # or the next would not run the encoder
 
+    def health(self) -> Health:
+        """Tell whether it can be asked, and what it does now. Never waits for the worker's job."""
+        worker = self._runtime.worker
+        state: HealthState = "closed" if worker.closed else "busy" if worker.running else "ready"
+        return Health(state, self.backend, worker.waiting, self.model.bundle.path.name)
 
-def _timed_first(
-    graph: FirstLayerGraph, watch: Stopwatch, prompt: Prompt, vision: VisionTokens
-) -> First:
-    return cache(watch.timed("first_layer", partial(graph.run, prompt, vision)))
+    def stats(self) -> Stats:
+        """Return what it has done since it was loaded."""
+        return self._runtime.state.stats.snapshot()
+
+    def close(self) -> None:
+        """Stop what runs, refuse what waits, and free caches. Also at the end of a `with` block."""
+        self._closing()
+        self._runtime.state.vision_cache.clear()
+        self._runtime.state.kv.clear()
+
+    def __enter__(self) -> "VLM":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        image: Pictures,
+        question: str,
+        budget: BudgetLike,
+        selector: str | Selector | None,
+        system: str | None,
+        options: AskOptions,
+    ) -> Ask:
+        def layout() -> Layout:
+            return Layout(*self.model.prepare(image, question, system=system))
+
+        return Ask(layout, budget, selector, options_of(options))

@@ -70,10 +70,10 @@ def ask(setup: Setup, task: Task) -> Hits:
     vlm, scorers, _ = answer_cells.opened(setup)
     with placed(task.key):
         prompt, _, prepared = answer_cells.prepare(vlm, task)
-    vision = vlm.vision(prepared)
-    first = vlm.first_layer.run(prompt, vision)
+    vision = vlm.model.vision(prepared)
+    first = vlm.model.first_layer.run(prompt, vision)
     answers = Answers(vlm, Seen(prompt, vision, first))
-    attention, grid = mean_attention(first), vlm.scorer(vision, first)
+    attention, grid = mean_attention(first), vlm.model.scorer(vision, first)
     paper = answer_cells.run_scorer(next(iter(scorers.values())), vision, first)
     text, _ = answers(select(keep_all(len(vision.embeds)), vision, KeepRatio(1.0)))
     hits = {"full": text == task.answer}

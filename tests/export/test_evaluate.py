@@ -18,6 +18,7 @@ from tokprune.budgets import KeepRatio
 from tokprune.errors import RequestInvalid
 from tokprune.scenes import film_suite, suite, write
 from tokprune.selectors.baselines import random_tokens
+from tokprune.vlm import VLM
 from tokprune_export import evaluate
 from tokprune_export.answer_cells import DEFAULT, Record, Setup, Task, answer_cells, opened
 from tokprune_export.evaluate import EvaluateOptions, tasks
@@ -239,7 +240,7 @@ def test_a_bundle_without_videos_says_so_with_the_line_before_anything_is_asked(
     manifest = there.vlm.bundle.manifest
     chat = msgspec.structs.replace(manifest.chat, video=None)
     bundle = replace(there.vlm.bundle, manifest=msgspec.structs.replace(manifest, chat=chat))
-    without = there._replace(vlm=replace(there.vlm, bundle=bundle))
+    without = there._replace(vlm=VLM(replace(there.vlm.model, bundle=bundle)))
     monkeypatch.setattr(evaluate, "opened", lambda _: without)
     monkeypatch.setattr(evaluate, "answer_cells", lambda *_: pytest.fail("asked"))
     with pytest.raises(RequestInvalid, match=r"data\.jsonl, line 1: .* takes no video"):

@@ -123,7 +123,7 @@ def test_the_bundle_opens_and_answers(exported: Exported) -> None:
         vlm = tokprune.load(exported.bundle, llm_form=form)
         texts.add(vlm.ask(picture, "what is this?", 0.5, max_new_tokens=3).text)
     assert len(texts) == 1
-    assert vlm.llm.embed_tokens.dtype == np.float16
+    assert vlm.model.llm.embed_tokens.dtype == np.float16
 
 
 def test_forms_name_the_engines_that_run_them(exported: Exported) -> None:

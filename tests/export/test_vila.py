@@ -289,7 +289,7 @@ QUESTIONS = [
 def test_vision_tokens_equal_the_composition(exported: Exported, composition: Composition) -> None:
     vlm = tokprune.load(exported.bundle)
     pictures = noise(5, (51, 83), seed=3)
-    ours = vlm.vision(vlm.processor.prepare(pictures)).embeds
+    ours = vlm.model.vision(vlm.model.processor.prepare(pictures)).embeds
     oracle = composition.vision(pictures).flatten(0, 1).numpy()
     assert np.abs(ours - oracle).max() <= 1e-5 * max(1, np.abs(oracle).max())
 

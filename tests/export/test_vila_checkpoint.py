@@ -18,9 +18,10 @@ from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Tokens
 from tokprune.pipeline import Flow
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt
+from tokprune.request import Options
 from tokprune.stopwatch import Stopwatch
-from tokprune.stream import AnswerStream
 from tokprune.types import Prepared, Prompt, Region, Selection, VisionTokens
+from tokprune.writing import write
 from tokprune_export.chat_template import Template, compile_chat, verify_chat
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.errors import ExportRefused
@@ -397,9 +398,8 @@ def test_answers_of_single_bytes_end_with_what_they_say(
     vision = VisionTokens(np.zeros((1, 4), np.float32), shown.where, shown.regions)
     kept = Selection(np.arange(1), 1, None, None, "all")
     said = iter([*(Token(each) for each in ids), Token(None, "stop")])
-    stream = AnswerStream(
-        lambda: Flow(vision, kept, said), vicuna.tokenizer, Stopwatch(), "uniform"
-    )
-    pieces = "".join(stream)
-    assert stream.answer.text == text
-    assert "\ufffd" in text or pieces == text
+    pieces: list[str] = []
+    flow = Flow(vision, kept, said)
+    written = write(flow, vicuna.tokenizer, Stopwatch(), Options(), pieces.append)
+    assert written.text == text
+    assert "\ufffd" in text or "".join(pieces) == text

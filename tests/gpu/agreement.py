@@ -38,7 +38,7 @@ def agreement(setting: Setting) -> Iterator[dict[str, Any]]:
             share = _equal(found, exact)
             yield {
                 **about,
-                "form": vlm.llm.form.form,
+                "form": vlm.model.llm.form.form,
                 "answers": len(found),
                 "equal_to_fp32_on_cpu": share,
                 "equal_to_this_precision_on_cpu": _equal(found, same),

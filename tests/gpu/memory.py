@@ -31,7 +31,7 @@ def cache_in_place(setting: Setting) -> Iterator[dict[str, Any]]:
         growth = free[1] - min(free[2:])
         yield {
             "precision": precision,
-            "cache": vlm.llm.form.cache,
+            "cache": vlm.model.llm.form.cache,
             "answers": ANSWERS,
             "growth_bytes": growth,
             "ok": growth <= MOST_GROWTH,

@@ -113,7 +113,7 @@ def _timed(setting: Setting, bundle: Path) -> dict[float, dict[str, float]]:
     """Return medians by budget; the rounds are interleaved, the first two do not count."""
     vlm = setting.open(bundle)
     picture = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), np.uint8)
-    text = len(vlm.prepare(picture, QUESTION)[0].ids)
+    text = len(vlm.model.prepare(picture, QUESTION)[0].ids)
     stages: dict[float, list[dict[str, float]]] = {budget: [] for budget in BUDGETS}
     for number in range(setting.rounds + 2):
         for budget in BUDGETS:

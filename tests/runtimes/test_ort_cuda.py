@@ -119,10 +119,12 @@ class Session:
         self.bindings.append(Binding(self))
         return self.bindings[-1]
 
-    def run_with_iobinding(self, binding: Binding) -> None:
+    def run_with_iobinding(self, binding: Binding, options: object) -> None:
         binding.calls.append("run")
 
-    def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, names: list[str], feeds: dict[str, np.ndarray], options: object
+    ) -> list[np.ndarray]:
         return [feeds["x"] for _ in names]
 
 
@@ -142,6 +144,7 @@ class OnnxRuntime:
         self.asked: list[tuple[str, dict[str, str], list[str]]] = []
         self.OrtValue = OrtValue
         self.SessionOptions = Options
+        self.RunOptions = Options
 
     def get_available_providers(self) -> list[str]:
         return self.available

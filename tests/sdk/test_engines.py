@@ -13,8 +13,8 @@ import pytest
 import small_bundle
 from fake_trt_build import FakeBuilder, install
 
-from tokprune.build_cli import Build, duration, run_build
 from tokprune.bundle import Bundle, open_bundle
+from tokprune.commands.build import Build, duration, run_build
 from tokprune.engines import building
 from tokprune.engines.building import BuildOptions, BuildStep, build_engines
 from tokprune.engines.clock import BuildClock

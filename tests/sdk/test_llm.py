@@ -13,7 +13,7 @@ from tokprune.llm import Call, Generation, LanguageModel, check_length, feeds_of
 from tokprune.manifest import Cache, GraphSpec, Limits, LlmForm, LlmShape, Tensor
 from tokprune.sampling import Sampling
 from tokprune.types import Selection
-from tokprune_runtimes import Array, Carry, Feeds
+from tokprune_runtimes import Array, Carry, Feeds, Interrupt
 
 VOCAB, HIDDEN, EOS = 40, 4, 39
 VISION = vision_tokens((2, 3))
@@ -27,14 +27,14 @@ class ScriptedGraph:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens, self.seen, self.carries = tokens, list[dict[str, Array]](), list[Carry]()
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         raise AssertionError("generation steps through a loop")
 
     def loop(self, carries: Sequence[Carry]) -> "ScriptedGraph":
         self.carries = list(carries)
         return self
 
-    def step(self, feeds: Feeds) -> dict[str, Array]:
+    def step(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         logits = np.zeros((1, 1, VOCAB), np.float32)
         logits[0, 0, self.tokens[len(self.seen)]] = 5
         self.seen.append({name: np.array(value) for name, value in feeds.items()})
@@ -100,7 +100,7 @@ def test_the_length_ends_an_answer_without_a_wasted_step() -> None:
 
 
 def test_a_growing_cache_starts_empty_and_an_in_place_one_at_capacity() -> None:
-    lengths: dict[Cache, int] = {"grows": 0, "in_place": 9 + 5}
+    lengths: dict[Cache, int] = {"grows": 0, "in_place": 256}
     for cache, length in lengths.items():
         graph = ScriptedGraph([EOS])
         generation = Generation(max_new_tokens=5)

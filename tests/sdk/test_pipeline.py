@@ -1,18 +1,20 @@
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from grids import first_layer, prompt_for, vision_tokens
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tokprune import Answer, AnswerStream, KeepCount, RequestInvalid, overlay
+from tokprune import Answer, KeepCount, RequestInvalid, overlay
 from tokprune.llm import Token
 from tokprune.pipeline import Pipeline
-from tokprune.selection import select
+from tokprune.request import Options
+from tokprune.selection import select, unless_all
 from tokprune.selectors.baselines import attention
 from tokprune.stopwatch import Stopwatch
 from tokprune.types import First, FirstLayer, Prepared, Prompt, Selection, VisionTokens
-from tokprune.vlm import unless_all
+from tokprune.writing import Written, write
 
 VISION = vision_tokens((2, 3))
 SCORES = np.asarray([0, 5, 0, 0, 4, 0], np.float32)
@@ -52,14 +54,12 @@ def byte_tokenizer() -> Tokenizer:
     return made
 
 
-def stream_of(text: bytes, watch: Stopwatch | None = None) -> AnswerStream:
-    flow = pipeline([], text=text)
-    return AnswerStream(
-        lambda: flow.answer(prompt_for(VISION), (), KeepCount(2)),
-        byte_tokenizer(),
-        watch or Stopwatch(),
-        "attention",
-    )
+def said(
+    text: bytes, pieces: list[str] | None = None, watch: Stopwatch | None = None, **options: Any
+) -> Written:
+    flow = pipeline([], text=text).answer(prompt_for(VISION), (), KeepCount(2))
+    given = [] if pieces is None else pieces
+    return write(flow, byte_tokenizer(), watch or Stopwatch(), Options(**options), given.append)
 
 
 def test_the_llm_sees_only_the_tokens_that_the_question_attends_to() -> None:
@@ -80,41 +80,41 @@ def test_a_budget_that_keeps_all_never_runs_the_first_layer() -> None:
 
 
 def test_pieces_join_to_the_text_and_never_split_a_character() -> None:
-    text = "naïve 🙂 end"
-    stream = stream_of(text.encode())
-    pieces = list(stream)
+    text, pieces = "naïve 🙂 end", list[str]()
+    written = said(text.encode(), pieces)
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
-    assert stream.answer.text == text
-    assert stream.answer.finish_reason == "stop"
+    assert (written.text, written.finish_reason) == (text, "stop")
 
 
 def test_an_unfinished_character_at_the_end_is_not_lost() -> None:
-    stream = stream_of("ab🙂".encode()[:-1])
-    assert "".join(stream) == stream.answer.text
-    assert stream.answer.text.startswith("ab")
-    assert len(stream.answer.token_ids) == 5
+    pieces: list[str] = []
+    written = said("ab🙂".encode()[:-1], pieces)
+    assert "".join(pieces) == written.text
+    assert written.text.startswith("ab")
+    assert len(written.token_ids) == 5
 
 
-def test_an_answer_says_what_it_was_read_from_and_what_it_cost() -> None:
-    stream = stream_of(b"yes")
-    list(stream)
-    answer = stream.answer
-    assert (answer.kept, answer.total, answer.selector) == (2, 6, "attention")
-    assert set(answer.timings_ms) == {
-        "preprocess", "vision", "first_layer", "scorer", "select", "prefill", "decode",
-    }  # fmt: skip
-    assert answer.ttft_ms > 0
-    assert answer.timings_ms["decode"] > 0
+def test_a_stop_string_ends_the_text_before_it_and_the_work_with_it() -> None:
+    pieces: list[str] = []
+    written = said(b"yes. And more", pieces, stop=[". A"])
+    assert (written.text, written.finish_reason) == ("yes", "stop")
+    assert "".join(pieces) == "yes"
+    assert len(written.token_ids) == len("yes. A")
 
 
-def test_an_unfinished_stream_has_no_answer() -> None:
-    stream = stream_of(b"yes")
-    next(stream)
-    with pytest.raises(RuntimeError, match="iterate over the stream"):
-        _ = stream.answer
-    stream.close()
-    assert list(stream) == []
+def test_a_loop_is_ended_unless_that_is_switched_off() -> None:
+    written = said(b"no " * 100)
+    assert written.finish_reason == "repetition"
+    assert len(written.token_ids) < 100
+    assert said(b"no " * 100, repetition_guard=False).finish_reason == "stop"
+
+
+def test_prefill_and_decode_are_timed_apart() -> None:
+    watch = Stopwatch()
+    written = said(b"yes", watch=watch)
+    assert set(watch.timings_ms) == {"prefill", "decode"}
+    assert 0 < written.ttft_ms <= watch.elapsed_ms()
 
 
 def test_a_stage_within_a_stage_counts_for_itself_alone() -> None:
@@ -127,9 +127,18 @@ def test_a_stage_within_a_stage_counts_for_itself_alone() -> None:
 
 
 def finished() -> Answer:
-    stream = stream_of(b"x")
-    list(stream)
-    return stream.answer
+    flow = pipeline([]).answer(prompt_for(VISION), (), KeepCount(2))
+    return Answer(
+        text="ok",
+        finish_reason="stop",
+        selection=flow.selection,
+        regions=VISION.regions,
+        where=VISION.where,
+        selector="attention",
+        timings_ms={},
+        ttft_ms=1.0,
+        token_ids=(),
+    )
 
 
 def test_an_overlay_dims_what_was_dropped() -> None:

@@ -21,7 +21,7 @@ from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
 from tokprune.families.qwen2_5_vl import windows
 from tokprune.llm import seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
-from tokprune_runtimes import Carry, Feeds, Loop
+from tokprune_runtimes import Carry, Feeds, Interrupt, Loop
 
 LIMITS = Limits(max_input_len=4096, max_kv_len=4096)
 SMALL = Limits(max_input_len=700, max_kv_len=1000)
@@ -222,7 +222,7 @@ class Doubler:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, np.ndarray]:
         self.calls.append(len(feeds["pixel_values"]))
         return {"vision_tokens": feeds["pixel_values"][:, ::4, :1] * 2}
 

@@ -203,7 +203,7 @@ def test_answers_about_1_3_and_16_frames_are_those_of_transformers(
     grids = []
     for frames, height, width in ((1, 84, 140), (3, 60, 121), (16, 112, 112)):
         film = clip(frames, height, width)
-        prompt, shown = vlm.prepare(film, question)
+        prompt, shown = vlm.model.prepare(film, question)
         inputs = reference.inputs(shown, question)
         assert prompt.ids.tolist() == inputs["input_ids"][0].tolist()
         answer = vlm.ask(film, question, 1.0, max_new_tokens=8)

@@ -15,7 +15,7 @@ from tokprune.engines.profiles import Shape, axis_of, named_sizes
 from tokprune.errors import EngineTooSmall
 from tokprune.manifest import Tensor
 from tokprune.types import Array, Feeds
-from tokprune_runtimes import Carry, Graph, Loop
+from tokprune_runtimes import Carry, Graph, Interrupt, Loop
 
 Box: TypeAlias = Mapping[str, tuple[int, int]]  # axis -> least and most
 _WORDS = {
@@ -96,10 +96,10 @@ class BoundedGraph:
     graph: Graph
     bounds: Bounds
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         """Run once."""
         self.bounds.check(_shapes(feeds))
-        return self.graph.run(feeds)
+        return self.graph.run(feeds, interrupt)
 
     def loop(self, carries: Sequence[Carry]) -> Loop:
         """Start a loop. Its lengths are the bundle's limits, which were checked when it loaded."""
@@ -125,13 +125,13 @@ class BatchedEncoder:
         """
         self.bounds.check(_shapes(_frames(feeds, 0, 1)))
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
+    def run(self, feeds: Feeds, interrupt: Interrupt | None = None) -> dict[str, Array]:
         """Encode all frames or tiles."""
         self.check(feeds)
         count = len(feeds["pixel_values"])
         most = self._most(_shapes(feeds))
         parts = [
-            self.graph.run(_frames(feeds, start, min(start + most, count)))
+            self.graph.run(_frames(feeds, start, min(start + most, count)), interrupt)
             for start in range(0, count, most)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -60,7 +60,7 @@ def new_folder(bundle: Bundle, kind: Kind, version: str, sm: tuple[str, ...]) ->
     """
     name = f"{'+'.join(sm) or ALL_GPUS}-{_SHORT[kind]}{version}"
     inside, outside = (root / name for root in device_roots(bundle))
-    place = inside if _can_make(inside) else outside
+    place = inside if can_make(inside) else outside
     place.mkdir(parents=True, exist_ok=True)
     return EngineFolder(place, kind, version, sm)
 
@@ -79,7 +79,7 @@ def engine_folders(bundle: Bundle) -> list[EngineFolder]:
     return found
 
 
-def _can_make(folder: Path) -> bool:
+def can_make(folder: Path) -> bool:
     """Tell whether a folder is there or can be made, and takes files."""
     place = folder
     while not place.exists():

@@ -9,6 +9,7 @@ from tokprune.selectors.relevance import (
     relevance,
     relevance_coverage,
     relevance_spread,
+    spread_alone,
 )
 from tokprune.selectors.selector import Scorer, Selector
 
@@ -20,6 +21,7 @@ SELECTORS: dict[str, Callable[[Scorer], Selector]] = {
     "attention": lambda _: attention,
     "attention-spread": lambda _: attention_spread,
     "attention-coverage": lambda _: attention_coverage,
+    "spread": lambda _: spread_alone,
     "random": lambda _: random_tokens(),
     "uniform": lambda _: uniform,
 }
@@ -27,4 +29,7 @@ LEARNED = frozenset(
     {"relevance", "relevance-spread", "relevance-coverage"}
 )  # an error without a trained scorer
 
-__all__ = ["LEARNED", "SELECTORS", "Scorer", "Selector"]
+# Whose choice the question does not change: pictures can be pinned with them.
+AGNOSTIC = frozenset({"spread", "uniform", "random"})
+
+__all__ = ["AGNOSTIC", "LEARNED", "SELECTORS", "Scorer", "Selector"]

@@ -55,6 +55,12 @@ def attention_spread(prompt: Prompt, vision: VisionTokens, first: First) -> Rank
     return Ranking(spread(scores, vision), scores)
 
 
+def spread_alone(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+    """Keep tokens that are far from each other, whatever is asked; no network, no training."""
+    del prompt, first
+    return Ranking(spread(np.ones(len(vision.where), np.float32), vision))
+
+
 def relevance_coverage(
     scorer: Scorer,
     *,

@@ -1,0 +1,244 @@
+"""Conversations, and pictures that many questions are asked about.
+
+Every question chooses its own vision tokens, from all pictures shown so far, which are encoded
+once. Or pictures are pinned: their tokens are chosen once, whatever will be asked, so that what
+the LLM has computed for them serves every later question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TypeAlias
+
+import numpy as np
+from typing_extensions import Unpack
+
+from tokprune.budgets import BudgetLike
+from tokprune.errors import Busy, RequestInvalid
+from tokprune.kv import KvOwner
+from tokprune.model import Pictures, Shows, media_of
+from tokprune.pinned import pinnable, pinning
+from tokprune.prompting import Content, Conversation, Shown, Turn
+from tokprune.request import AskOptions, options_of
+from tokprune.runtime import Ask, Layout, Runtime
+from tokprune.selectors import Selector
+from tokprune.stream import AnswerStream
+from tokprune.types import Answer, Clip, Medium, Prepared, VisionTokens
+
+Part: TypeAlias = str | Shows  # words, or a picture or video (no path as a string)
+Question: TypeAlias = str | Sequence[Part]
+
+
+@dataclass(frozen=True)
+class History:
+    """What was said and shown. `seen`: the vision tokens of the media, as last encoded."""
+
+    turns: tuple[Turn, ...] = ()
+    media: tuple[Medium, ...] = ()
+    prepared: tuple[Prepared, ...] = ()
+    seen: VisionTokens | None = None
+
+
+class Chat:
+    """A conversation of several turns; made by `VLM.chat`.
+
+    A question is answered from the vision tokens of all pictures so far, chosen for it. Where its
+    prompt begins as the one before did, what was computed for that is used again (exactly: of
+    rows that are equal to the bit). A turn whose request failed leaves no trace; a partial answer
+    (cancelled, deadline) is part of the conversation, `undo` takes it back.
+
+    One question at a time: another one meanwhile is Busy.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        system: str | None,
+        budget: BudgetLike,
+        selector: str | Selector | None,
+        pin: bool,
+    ) -> None:
+        """Begin with nothing said.
+
+        Raises:
+            RequestInvalid: pictures are pinned, and the selector reads the question.
+        """
+        self._runtime = runtime
+        self._system = system
+        self._budget = budget
+        self._selector = pinning(selector) if pin else selector
+        self._pin = pin
+        self._owner = KvOwner()
+        self._lock = Lock()
+        self._before: list[History] = []  # what `undo` returns to
+        self._history = History()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What was said so far."""
+        return self._history.turns
+
+    def ask(
+        self,
+        question: Question,
+        image: Pictures = (),
+        budget: BudgetLike | None = None,
+        selector: str | Selector | None = None,
+        **options: Unpack[AskOptions],
+    ) -> Answer:
+        """Answer the next question.
+
+        Args:
+            question: what the user says; or a list of words and pictures in their order, where
+                every string is words.
+            image: pictures and videos that are shown before the words of this turn.
+            budget: for all pictures so far (pinned: for each); None: the chat's.
+            selector: None: the chat's.
+            options: see `AskOptions`.
+
+        Raises:
+            Busy: this chat is still answering.
+            ContextOverflow: the conversation has become too long; nothing is ever cut off.
+            TokpruneError: as `VLM.ask`.
+        """
+        return self.stream(question, image, budget, selector, **options).result()
+
+    def stream(
+        self,
+        question: Question,
+        image: Pictures = (),
+        budget: BudgetLike | None = None,
+        selector: str | Selector | None = None,
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream:
+        """Like `ask`, as an iterator over pieces of text."""
+        return self._runtime.submit(self._ask(question, image, budget, selector, options))
+
+    async def ask_async(
+        self,
+        question: Question,
+        image: Pictures = (),
+        budget: BudgetLike | None = None,
+        selector: str | Selector | None = None,
+        **options: Unpack[AskOptions],
+    ) -> Answer:
+        """Like `ask`, without holding up the event loop."""
+        stream = await self.stream_async(question, image, budget, selector, **options)
+        return await stream.result_async()
+
+    async def stream_async(
+        self,
+        question: Question,
+        image: Pictures = (),
+        budget: BudgetLike | None = None,
+        selector: str | Selector | None = None,
+        **options: Unpack[AskOptions],
+    ) -> AnswerStream:
+        """Like `stream`, for `async for`."""
+        ask = self._ask(question, image, budget, selector, options)
+        return await self._runtime.submit_async(ask)
+
+    def recall(self, question: Question, answer: str, image: Pictures = ()) -> None:
+        """Add a turn that was answered elsewhere, such as before a restart."""
+        with self._alone():
+            turn, media = self._turn(question, image)
+            self._keep(History((*self.turns, Turn(turn.content, answer)), media))
+
+    def undo(self) -> None:
+        """Take the last turn back, with its pictures.
+
+        Raises:
+            RequestInvalid: nothing was said yet.
+        """
+        with self._alone():
+            if not self._before:
+                raise RequestInvalid("There is no turn to take back")
+            self._history = self._before.pop()
+
+    def _ask(
+        self,
+        question: Question,
+        image: Pictures,
+        budget: BudgetLike | None,
+        selector: str | Selector | None,
+        options: AskOptions,
+    ) -> Ask:
+        checked = options_of(options)
+        chosen = self._budget if budget is None else budget
+        if self._pin:
+            pinnable(chosen)
+        if self._pin and selector is not None:
+            pinning(selector)
+        if not self._lock.acquire(blocking=False):
+            raise Busy("This chat is still answering: wait for it, cancel it, or begin another")
+        made: list[tuple[Turn, tuple[Medium, ...]]] = []
+
+        def layout() -> Layout:
+            made.append(self._turn(question, image))
+            return self._layout(*made[0])
+
+        def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
+            turn, media = made[0]
+            turns = (*self.turns, Turn(turn.content, answer.text))
+            self._keep(History(turns, media, layout.media, vision))
+
+        return Ask(
+            layout=layout,
+            budget=chosen,
+            selector=self._selector if selector is None else selector,
+            options=checked,
+            owner=self._owner,
+            each_alone=self._pin,
+            done=done,
+            ended=self._lock.release,
+        )
+
+    def _turn(self, question: Question, image: Pictures) -> tuple[Turn, tuple[Medium, ...]]:
+        """Read what is new; return it as a turn, and all media so far."""
+        parts: list[Part] = [question] if isinstance(question, str) else list(question)
+        media, content = list(self._history.media), list[Content]()
+        for shown in media_of(image):
+            content.append(Shown(len(media)))
+            media.append(_own(shown))
+        for part in parts:
+            if isinstance(part, str):
+                content.append(part)
+            else:
+                content.append(Shown(len(media)))
+                media.extend(_own(shown) for shown in media_of(part))
+        return Turn(tuple(content)), tuple(media)
+
+    def _layout(self, turn: Turn, media: tuple[Medium, ...]) -> Layout:
+        history, model = self._history, self._runtime.model
+        conversation = Conversation((*history.turns, turn), self._system)
+        if history.prepared and len(media) == len(history.media):
+            prompt = model.prompt(conversation, history.prepared)
+            return Layout(prompt, history.prepared, history.seen)
+        return Layout(*model.prepare_conversation(conversation, media))
+
+    def _keep(self, history: History) -> None:
+        self._before.append(self._history)
+        self._history = history
+
+    def _alone(self) -> "_Alone":
+        return _Alone(self._lock)
+
+
+def _own(medium: Medium) -> Medium:
+    """Copy an array that its owner may write over: a chat looks at it again."""
+    return medium if isinstance(medium, Clip) else np.array(medium)
+
+
+class _Alone:
+    """Holds a chat's lock for a block, or says that it is answering."""
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise Busy("This chat is still answering: wait for it, or cancel it")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()

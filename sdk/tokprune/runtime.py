@@ -1,0 +1,210 @@
+"""What runs requests: a model, what outlives a request, and the worker that owns both."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tokprune.answering import State, Task, answer
+from tokprune.budgets import BudgetLike, budget_of
+from tokprune.choices import choice_tree
+from tokprune.control import Control
+from tokprune.errors import OutOfMemory, TokpruneError
+from tokprune.kv import KvOwner
+from tokprune.model import Model
+from tokprune.request import Options
+from tokprune.selectors import Selector
+from tokprune.stopwatch import Stopwatch
+from tokprune.stream import AnswerStream, Channel, resolve
+from tokprune.types import Answer, Prepared, Prompt, VisionTokens
+from tokprune.worker import Ticket, Worker
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt, its pictures cut, and their vision tokens where they were encoded before."""
+
+    prompt: Prompt
+    media: tuple[Prepared, ...]
+    seen: VisionTokens | None = None
+
+
+Done: TypeAlias = Callable[[Answer, Layout, VisionTokens], None]
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request before its pictures are read."""
+
+    layout: Callable[[], Layout]  # reads them; runs on the caller's thread
+    budget: BudgetLike
+    selector: str | Selector | None
+    options: Options
+    owner: KvOwner | None = None  # who will ask again about the same rows
+    each_alone: bool = False  # the budget is for each picture, whatever is beside it
+    done: Done = _nothing  # called on the worker's thread with the answer, before it is handed out
+    ended: Callable[[], None] = _nothing  # called once, answered or not
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Takes requests from any thread or event loop, and answers one after another."""
+
+    model: Model
+    state: State
+    worker: Worker
+
+    def submit(self, ask: Ask) -> AnswerStream:
+        """Admit a request, read its pictures, and queue it.
+
+        Raises:
+            Busy: there is no room, and requests do not wait.
+            TokpruneError: the request makes no sense, or was stopped meanwhile.
+        """
+        try:
+            watch, control = _begin(ask)
+            ticket = self.worker.admit(control)
+        except BaseException as error:
+            self._refused(ask, error)
+            raise
+        return self._start(ask, ticket, watch)
+
+    async def submit_async(self, ask: Ask) -> AnswerStream:
+        """Like `submit`, without holding up the event loop."""
+        loop = asyncio.get_running_loop()
+        admitted: asyncio.Future[None] = loop.create_future()
+        ticket: Ticket | None = None
+        try:
+            watch, control = _begin(ask)
+            ticket = self.worker.admit_later(
+                control, lambda: loop.call_soon_threadsafe(resolve, admitted)
+            )
+            await admitted
+            self.worker.admitted(ticket)
+        except BaseException as error:  # the task's cancellation among them
+            if ticket is not None:
+                self.worker.release(ticket)
+            self._refused(ask, error)
+            raise
+        return await asyncio.to_thread(self._start, ask, ticket, watch)
+
+    def _start(self, ask: Ask, ticket: Ticket, watch: Stopwatch) -> AnswerStream:
+        watch.add("wait", 0.0)
+        try:
+            with watch.stage("preprocess"):
+                layout = ask.layout()
+                self.model.vision.check_all(layout.media)
+                task = self._task(ask, layout)
+        except BaseException as error:
+            self.worker.release(ticket)
+            self._refused(ask, error)
+            raise
+        channel = Channel()
+        job = _Job(self, ask, layout, task, ticket.control, watch, channel)
+        self.worker.start(ticket, job)
+        return AnswerStream(channel, ticket.control)
+
+    def _refused(self, ask: Ask, error: BaseException) -> None:
+        """Count a request that never came to the worker."""
+        ask.ended()
+        self.state.stats.record_error(code_of(error))
+
+    def _task(self, ask: Ask, layout: Layout) -> Task:
+        name, make = self.model.selector(ask.selector)
+        manifest, options = self.model.bundle.manifest, ask.options
+        tree = None
+        if options.choices is not None:
+            tree = choice_tree(
+                options.choices,
+                manifest.chat,
+                manifest.tokens,
+                self.model.tokenizer,
+                options.max_new_tokens,
+            )
+        return Task(
+            prompt=layout.prompt,
+            media=layout.media,
+            budget=budget_of(ask.budget),
+            selector_name=name,
+            make_selector=make,
+            options=options,
+            tree=tree,
+            owner=ask.owner,
+            each_alone=ask.each_alone,
+            seen=layout.seen,
+        )
+
+
+def _begin(ask: Ask) -> tuple[Stopwatch, Control]:
+    """Start the clocks, and refuse what needs no picture to be refused."""
+    watch = Stopwatch()
+    options = ask.options
+    budget_of(ask.budget)
+    options.check()
+    return watch, Control(options.deadline_s, options.cancel)
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code that statistics count an error under."""
+    return error.code if isinstance(error, TokpruneError) else "internal"
+
+
+class _Job:
+    """A request on the worker."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        ask: Ask,
+        layout: Layout,
+        task: Task,
+        control: Control,
+        watch: Stopwatch,
+        channel: Channel,
+    ) -> None:
+        self._runtime = runtime
+        self._ask = ask
+        self._layout = layout
+        self._task = task
+        self._control = control
+        self._watch = watch
+        self._channel = channel
+        self._queued_ms = watch.elapsed_ms()
+
+    def run(self) -> None:
+        """Answer, and hand everything to the channel."""
+        self._watch.add("wait", self._queued_ms)
+        runtime = self._runtime
+        try:
+            self._control.check()
+            made, vision = answer(
+                runtime.model,
+                self._task,
+                runtime.state,
+                self._control,
+                self._watch,
+                self._channel.give,
+            )
+            if not self._channel.abandoned:
+                self._ask.done(made, self._layout, vision)
+        except MemoryError as error:
+            self._end(error if isinstance(error, OutOfMemory) else OutOfMemory(str(error)))
+        except BaseException as error:  # a fault of ours too: whoever waits must hear of it
+            self._end(error)
+        else:
+            runtime.state.stats.record(made)
+            self._ask.ended()
+            self._channel.finish(made)
+
+    def fail(self, error: TokpruneError) -> None:
+        """Hand over why it was not done."""
+        self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        self._runtime.state.stats.record_error(code_of(error))
+        self._ask.ended()
+        self._channel.fail(error)
