@@ -159,6 +159,9 @@ class OrtLoop:
         for carry in self._carries:
             if carry.in_place:
                 continue
+            if not length:
+                self._held[carry.input] = _allocate(carry, self._device)
+                continue
             if carry.dtype == "bfloat16":
                 raise NotImplementedError(
                     f"{carry.input} grows and is bfloat16, which ONNX Runtime does not hand to "

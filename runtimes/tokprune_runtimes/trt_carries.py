@@ -58,6 +58,9 @@ class Carried:
             raise FeedsInvalid(f"Cannot rewind {self.carry.input} to {length}: it holds {held}")
         if self.carry.in_place or length == held:
             return
+        if not length:
+            self.start(stream)
+            return
         axis = self.carry.axis
         kept = (*self.shape[:axis], length, *self.shape[axis + 1 :])
         self._target.reserve(self._tensor.size(kept), spare=_SPARE)

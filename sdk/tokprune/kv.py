@@ -47,7 +47,6 @@ class KvCache:
         """
         self.loop = make(capacity)
         self.capacity = capacity
-        self._make = make
         self._grows = grows
         self._owner = None if owner is None else weakref.ref(owner)
         self._held: list[Rows] = []
@@ -72,10 +71,7 @@ class KvCache:
     def cut(self, length: int) -> None:
         """Forget all rows after `length`."""
         if self._grows and length < self.length:
-            if length:
-                self.loop.rewind(length)
-            else:
-                self.loop = self._make(self.capacity)
+            self.loop.rewind(length)
         self.length = length
         kept, left = list[Rows](), length
         for rows in self._held:

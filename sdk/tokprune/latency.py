@@ -213,6 +213,13 @@ class Latency:
         self._levels: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self._margin = margin_of(calibration.stages["prefill"]) if calibration else 0.0
 
+    def adopt(self, calibration: Calibration) -> None:
+        """Start again from a calibration that was just made."""
+        with self._lock:
+            self.calibration = calibration
+            self._levels = dict.fromkeys(STAGES, 0.0)
+            self._margin = margin_of(calibration.stages["prefill"])
+
     def forecast(self, sizes: Sizes) -> Forecast:
         """Return what is expected of a request now.
 

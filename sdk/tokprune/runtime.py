@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from threading import Event
+from typing import Generic, TypeAlias, TypeVar
 
 from tokprune.answering import State, Task, answer
 from tokprune.budgets import BudgetLike, budget_of
@@ -29,6 +30,7 @@ class Layout:
     seen: VisionTokens | None = None
 
 
+T = TypeVar("T")
 Done: TypeAlias = Callable[[Answer, Layout, VisionTokens], None]
 
 
@@ -92,6 +94,18 @@ class Runtime:
             raise
         return await asyncio.to_thread(self._start, ask, ticket, watch)
 
+    def alone(self, errand: Callable[[], T]) -> T:
+        """Run something on the worker, between requests, and wait for it.
+
+        Raises:
+            Busy, Closed, ForkDetected: as a request.
+        """
+        ticket = self.worker.admit(Control())
+        job = _Errand(errand)
+        self.worker.start(ticket, job)
+        job.over.wait()
+        return job.result()
+
     def _start(self, ask: Ask, ticket: Ticket, watch: Stopwatch) -> AnswerStream:
         watch.add("wait", 0.0)
         try:
@@ -151,6 +165,35 @@ def _begin(ask: Ask) -> tuple[Stopwatch, Control]:
 def code_of(error: BaseException) -> str:
     """Return the code that statistics count an error under."""
     return error.code if isinstance(error, TokpruneError) else "internal"
+
+
+class _Errand(Generic[T]):
+    """Something else than a request on the worker."""
+
+    def __init__(self, errand: Callable[[], T]) -> None:
+        self._errand = errand
+        self._results: list[T] = []
+        self._error: BaseException | None = None
+        self.over = Event()
+
+    def run(self) -> None:
+        """Do it, and keep what came of it."""
+        try:
+            self._results.append(self._errand())
+        except BaseException as error:
+            self._error = error
+        self.over.set()
+
+    def fail(self, error: TokpruneError) -> None:
+        """Say that it was not done."""
+        self._error = error
+        self.over.set()
+
+    def result(self) -> T:
+        """Return what came of it, or raise why nothing did."""
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
 
 
 class _Job:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
@@ -10,8 +10,10 @@ import numpy as np
 from typing_extensions import Unpack
 
 from tokprune.answering import State
-from tokprune.budgets import BudgetLike, KeepRatio
+from tokprune.budgets import Auto, BudgetLike, Deadline, KeepRatio, budget_of
 from tokprune.bundle import Bundle
+from tokprune.calibrating import SECONDS, calibrate, plan_calibration
+from tokprune.calibrations import Calibration, save_calibration
 from tokprune.chat import Chat
 from tokprune.latency import Latency
 from tokprune.model import Model, Pictures
@@ -205,15 +207,43 @@ class VLM:
     def warmup(self, budgets: Sequence[BudgetLike], image: Pictures | None = None) -> None:
         """Ask once with each budget, so that the first real question is as fast as later ones.
 
+        A budget in time on a device that was not measured yet measures it first (`calibrate`).
+
         Args:
             budgets: those that will be used.
             image: like those that will be asked about: engines allocate for their sizes. If not
                 given, a grey picture of 448 x 448 pixels.
         """
         shown = np.full((448, 448, 3), 128, np.uint8) if image is None else image
-        for budget in budgets:
+        chosen = [budget_of(budget) for budget in budgets]
+        timed = any(isinstance(budget, (Deadline, Auto)) for budget in chosen)
+        if timed and self._runtime.state.latency.calibration is None:
+            self.calibrate()
+        for budget in chosen:
+            if isinstance(budget, (Deadline, Auto)):
+                budget = replace(budget, best_effort=True)  # the engines are cold
             self.ask(shown, "what is this?", budget, max_new_tokens=2)
             self._runtime.state.vision_cache.clear()  # or the next would not run the encoder
+
+    def calibrate(self, seconds: float | int = SECONDS, *, save: bool = True) -> Calibration:
+        """Measure how long each stage takes on this device, for budgets in time.
+
+        Takes about so many seconds, longer for large models; no request is answered meanwhile.
+
+        Args:
+            seconds: to be spent.
+            save: keep it in the bundle's device folder, as `tokprune calibrate` does.
+        """
+
+        def measure() -> Calibration:
+            plan = plan_calibration(self.model, seconds=seconds)
+            return calibrate(self.model, plan, threads=self.model.threads)
+
+        made = self._runtime.alone(measure)
+        self._runtime.state.latency.adopt(made)
+        if save:
+            save_calibration(self.bundle, made)
+        return made
 
     def health(self) -> Health:
         """Tell whether it can be asked, and what it does now. Never waits for the worker's job."""

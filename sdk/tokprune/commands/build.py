@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
@@ -12,7 +11,6 @@ from rich.table import Table
 from tokprune.bundle import Bundle, open_bundle
 from tokprune.engines.building import BuildOptions, BuildStep, Built, build_engines
 from tokprune.engines.folders import Kind
-from tokprune.engines.states import EngineState
 
 _HARMLESS = "has Int64 binding."  # the parser's advice on inputs that are fed as int64
 
@@ -125,23 +123,3 @@ def built_table(built: tuple[Built, ...], options: BuildOptions) -> Table:
         numbers = (f"{engine.bytes:,}", str(engine.profiles), f"{engine.seconds:.1f}")
         table.add_row(engine.name, *numbers, state)
     return table
-
-
-def engine_table(states: list[EngineState]) -> Table:
-    """Return the engines that `inspect` and `verify` list."""
-    table = Table("engine", "for", "bytes", "state", "why", title="Engines of this device")
-    for engine in states:
-        colour = {"fresh": "green", "unchecked": "yellow"}.get(engine.state, "red")
-        table.add_row(
-            engine.name,
-            f"{engine.target} {engine.kind} {engine.version}",
-            "" if engine.bytes is None else str(engine.bytes),
-            f"[{colour}]{engine.state}[/]",
-            engine.reason or "",
-        )
-    return table
-
-
-def engines_json(states: list[EngineState]) -> list[dict[str, Any]]:
-    """Return them as `--json` prints them."""
-    return [state.as_json() for state in states]

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokprune.bundle import describe, open_bundle
-from tokprune.commands.build import engine_table, engines_json
-from tokprune.engines.states import list_engines
+from tokprune.commands.device_tables import device_json, print_device
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,14 @@ class Inspect:
 def run_inspect(command: Inspect) -> int:
     """Run `tokprune inspect`."""
     bundle = open_bundle(command.bundle, verify="sizes")
-    rows, engines = describe(bundle), list_engines(bundle)
+    rows = describe(bundle)
     if command.json:
-        print(json.dumps({**rows, "engines": engines_json(engines)}))
+        print(json.dumps({**rows, **device_json(bundle)}))
         return 0
     table = Table(title=str(command.bundle), show_header=False)
     for name, value in rows.items():
         table.add_row(name, value if isinstance(value, str) else json.dumps(value))
     console = Console()
     console.print(table)
-    if engines:
-        console.print(engine_table(engines))
+    print_device(bundle, console)
     return 0

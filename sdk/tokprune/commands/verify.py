@@ -8,9 +8,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tokprune.bundle import VerifyReport, open_bundle, verify_bundle
-from tokprune.commands.build import engine_table, engines_json
-from tokprune.engines.states import EngineState, list_engines
+from tokprune.bundle import open_bundle, verify_bundle
+from tokprune.commands.device_tables import device_json, print_device
 
 
 @dataclass(frozen=True)
@@ -26,21 +25,16 @@ class Verify:
 def run_verify(command: Verify) -> int:
     """Run `tokprune verify`."""
     report = verify_bundle(command.bundle)
-    engines = _engines(command.bundle, report)
+    bundle = open_bundle(command.bundle, verify="sizes") if report.ok else None
     if command.json:
-        print(json.dumps({**report.as_json(), "engines": engines_json(engines)}))
-    else:
-        table = Table("file", "bytes", "status", title=str(command.bundle))
-        for row in report.files:
-            table.add_row(row.name, str(row.bytes), row.status)
-        console = Console()
-        console.print(table)
-        if engines:
-            console.print(engine_table(engines))
-        console.print("[green]as exported[/]" if report.ok else f"[red]{report.message}[/]")
+        print(json.dumps({**report.as_json(), **device_json(bundle)}))
+        return 0 if report.ok else 1
+    table = Table("file", "bytes", "status", title=str(command.bundle))
+    for row in report.files:
+        table.add_row(row.name, str(row.bytes), row.status)
+    console = Console()
+    console.print(table)
+    if bundle is not None:
+        print_device(bundle, console)
+    console.print("[green]as exported[/]" if report.ok else f"[red]{report.message}[/]")
     return 0 if report.ok else 1
-
-
-def _engines(path: Path, report: VerifyReport) -> list[EngineState]:
-    """Return the engines of a bundle that was found good; of another none can be fresh."""
-    return list_engines(open_bundle(path, verify="sizes")) if report.ok else []
