@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
+from functools import partial
+from threading import Event, Lock
 from typing import Generic, TypeAlias, TypeVar
 
 from tokprune.answering import State, Task, answer
@@ -16,7 +17,7 @@ from tokprune.model import Model
 from tokprune.request import Options
 from tokprune.selectors import Selector
 from tokprune.stopwatch import Stopwatch
-from tokprune.stream import AnswerStream, Channel, resolve
+from tokprune.stream import AnswerStream, Channel, wake
 from tokprune.types import Answer, Prepared, Prompt, VisionTokens
 from tokprune.worker import Ticket, Worker
 
@@ -82,9 +83,7 @@ class Runtime:
         ticket: Ticket | None = None
         try:
             watch, control = _begin(ask)
-            ticket = self.worker.admit_later(
-                control, lambda: loop.call_soon_threadsafe(resolve, admitted)
-            )
+            ticket = self.worker.admit_later(control, partial(wake, loop, admitted))
             await admitted
             self.worker.admitted(ticket)
         except BaseException as error:  # the task's cancellation among them
@@ -92,7 +91,20 @@ class Runtime:
                 self.worker.release(ticket)
             self._refused(ask, error)
             raise
-        return await asyncio.to_thread(self._start, ask, ticket, watch)
+        claim = Lock()  # by the thread that starts it, or by us where none ever will
+
+        def start() -> AnswerStream | None:
+            return self._start(ask, ticket, watch) if claim.acquire(blocking=False) else None
+
+        try:
+            started = await asyncio.to_thread(start)
+        except asyncio.CancelledError as error:
+            if claim.acquire(blocking=False):
+                self.worker.release(ticket)
+                self._refused(ask, error)
+            raise
+        assert started is not None  # nobody else could claim it
+        return started
 
     def alone(self, errand: Callable[[], T]) -> T:
         """Run something on the worker, between requests, and wait for it.

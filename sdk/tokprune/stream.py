@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from threading import Condition
 from types import TracebackType
@@ -69,7 +70,7 @@ class Channel:
             with self._changed:
                 if self._pieces or self.ended:
                     return self._next()
-                self._wake = partial(_wake, loop, woken)
+                self._wake = partial(wake, loop, woken)
             await woken
 
     def _next(self) -> str | None:
@@ -81,9 +82,9 @@ class Channel:
 
     def _notify(self) -> None:
         self._changed.notify_all()
-        wake, self._wake = self._wake, None
-        if wake is not None:
-            wake()
+        waiting, self._wake = self._wake, None
+        if waiting is not None:
+            waiting()
 
 
 class AnswerStream:
@@ -176,11 +177,12 @@ class AnswerStream:
         return self.answer
 
 
-def _wake(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
-    loop.call_soon_threadsafe(resolve, future)
+def wake(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
+    """Wake who waits for a future on an event loop, if somebody still does. From any thread."""
 
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(None)
 
-def resolve(future: "asyncio.Future[None]") -> None:
-    """Wake who waits for a future, if somebody still does."""
-    if not future.done():
-        future.set_result(None)
+    with suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(resolve)

@@ -70,7 +70,7 @@ class VLM:
         self.model = model
         self.backends_refused = dict(backends_refused or {})  # faster ones "auto" could not take
         self._runtime = Runtime(model, state, Worker(admission, max_waiting))
-        self._closing = weakref.finalize(self, self._runtime.worker.close)
+        self._closing = weakref.finalize(self._runtime, self._runtime.worker.close)
 
     @property
     def backend(self) -> Backend:
