@@ -252,7 +252,7 @@ class Worker:
                 if job is not None:
                     job.run()
             finally:
-                with self._changed:
+                with self._changed:  # at once, or a newer request would take it for one that waits
                     self._running = None
-                self.release(ticket)
+                    self.release(ticket)
                 del job, ticket  # whatever they hold is not kept until the next request
