@@ -25,6 +25,7 @@ from tokprune.errors import (
     TokpruneError,
 )
 from tokprune.loading import load
+from tokprune.memory_plan import MemoryPlan, memory_plan
 from tokprune.overlay import overlay
 from tokprune.pinned import Pinned
 from tokprune.request import AskOptions
@@ -63,6 +64,7 @@ __all__ = [
     "KeepCount",
     "KeepMass",
     "KeepRatio",
+    "MemoryPlan",
     "NotCalibrated",
     "OutOfMemory",
     "PictureInvalid",
@@ -77,6 +79,7 @@ __all__ = [
     "clip_of",
     "load",
     "load_video",
+    "memory_plan",
     "overlay",
     "write_trace",
 ]

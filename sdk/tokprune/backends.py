@@ -42,9 +42,9 @@ def candidates(asked: str) -> tuple[Backend, ...]:
     raise RequestInvalid(unknown("backend", asked, ["auto", *BACKENDS]))
 
 
-def has_device() -> bool:
+def has_device(root: Path = Path("/")) -> bool:
     """Tell whether a driver shows an NVIDIA GPU, without importing anything."""
-    return any(Path(device).exists() for device in _DEVICES)
+    return any((root / device.lstrip("/")).exists() for device in _DEVICES)
 
 
 def log_choice(backend: Backend, refused: Mapping[Backend, str]) -> None:

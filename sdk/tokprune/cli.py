@@ -11,6 +11,7 @@ from tokprune.commands.bench import Bench, run_bench
 from tokprune.commands.build import Build, run_build
 from tokprune.commands.calibrate import Calibrate, run_calibrate
 from tokprune.commands.chat import ChatCommand, run_chat
+from tokprune.commands.doctor import Doctor, run_doctor
 from tokprune.commands.inspect import Inspect, run_inspect
 from tokprune.commands.verify import Verify, run_verify
 from tokprune.errors import TokpruneError
@@ -23,6 +24,7 @@ Command: TypeAlias = (
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Build, tyro.conf.subcommand("build")]
 )
 
@@ -64,5 +66,7 @@ def _run(command: Command) -> int:
             return run_inspect(command)
         case Verify():
             return run_verify(command)
+        case Doctor():
+            return run_doctor(command)
         case Build():
             return run_build(command)

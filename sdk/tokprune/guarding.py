@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tokprune.control import Control
-from tokprune.errors import EngineFailed, OutOfMemory
+from tokprune.errors import EngineFailed, OutOfMemory, TokpruneError
 from tokprune_runtimes import Array, Carry, Feeds, Graph, Interrupt, Loop
 from tokprune_runtimes.errors import EngineError, EngineInterrupted, MemoryExhausted
+from tokprune_runtimes.ort_errors import is_out_of_memory
 
 
 @contextmanager
@@ -25,13 +26,34 @@ def guarded(control: Control) -> Generator[Interrupt]:
     except EngineInterrupted:
         control.check()
         raise
-    except (MemoryExhausted, MemoryError) as error:
-        raise OutOfMemory(
-            f"{error}. Ask with a smaller budget or smaller pictures, or free memory; the VLM "
-            "stays usable"
-        ) from error
+    except MemoryExhausted as error:
+        raise _out_of_memory(error) from error
     except EngineError as error:
         raise EngineFailed(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def memory_guarded() -> Generator[None]:
+    """Give the end of memory a class of ours, wherever it strikes: numpy, threads, tokenizers.
+
+    Raises:
+        OutOfMemory: there is no memory left for this.
+    """
+    try:
+        yield
+    except TokpruneError:
+        raise
+    except Exception as error:  # what says so has no common class (ort_errors.py)
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(error) from error
+
+
+def _out_of_memory(error: Exception) -> OutOfMemory:
+    return OutOfMemory(
+        f"{str(error) or 'Memory ended'}. Ask with a smaller budget or smaller pictures, or free "
+        "memory; a VLM that is loaded stays usable"
+    )
 
 
 @dataclass(frozen=True)

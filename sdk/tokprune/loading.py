@@ -24,11 +24,14 @@ from tokprune.errors import (
 )
 from tokprune.families import FAMILIES
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
+from tokprune.guarding import memory_guarded
 from tokprune.latency import open_latency
 from tokprune.llm import LanguageModel
 from tokprune.manifest import LlmForm
+from tokprune.memory_plan import memory_plan
 from tokprune.model import Model
-from tokprune.vlm import KV_SLOTS, VISION_CACHE_BYTES, VLM
+from tokprune.vision_cache import VISION_CACHE_BYTES
+from tokprune.vlm import KV_SLOTS, VLM
 from tokprune.worker import Admission, check_admission
 from tokprune_runtimes import Backend, Graph, load_graph
 from tokprune_runtimes.errors import EngineError, EngineStale
@@ -43,6 +46,31 @@ class LoadedGraphs:
     first_layer: Graph
     scorer: Graph
     llm: Graph
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be loaded, and what decides how much memory that takes."""
+
+    bundle: Bundle
+    threads: int | None
+    llm_form: str | None
+    kv_slots: int
+    vision_cache_bytes: int
+
+    def check_memory(self, backend: Backend) -> None:
+        """Refuse what cannot fit, before an engine opens a file.
+
+        Raises:
+            OutOfMemory: says what is missing.
+        """
+        memory_plan(
+            self.bundle,
+            backend=backend,
+            kv_slots=self.kv_slots,
+            vision_cache_bytes=self.vision_cache_bytes,
+            llm_form=self.llm_form,
+        ).check()
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,7 @@ def load(
         BundleInvalid: the folder is not as the exporter wrote it. No engine has opened a file.
         BackendUnavailable: this backend is not installed or cannot run the bundle.
         EnginesStale: TensorRT is there, and fresh engines for this GPU are not.
+        OutOfMemory: it cannot fit; `tokprune.memory_plan` tells what it takes.
     """
     order = candidates(backend)
     if threads is not None and threads < 1:
@@ -104,10 +133,12 @@ def load(
     if opened.manifest.family not in FAMILIES:
         message = unknown("family", opened.manifest.family, list(FAMILIES))
         raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
-    if backend == "auto":
-        chosen = _first_that_can(opened, order, threads, llm_form)
-    else:
-        chosen = Chosen(order[0], _graphs(opened, order[0], threads, llm_form), {})
+    wanted = Wanted(opened, threads, llm_form, kv_slots, vision_cache_bytes)
+    with memory_guarded():
+        if backend == "auto":
+            chosen = _first_that_can(wanted, order)
+        else:
+            chosen = Chosen(order[0], _graphs(wanted, order[0]), {})
     vlm = VLM(
         _model(opened, chosen, threads),
         backends_refused=chosen.refused,
@@ -121,9 +152,7 @@ def load(
     return vlm
 
 
-def _first_that_can(
-    opened: Bundle, order: tuple[Backend, ...], threads: int | None, llm_form: str | None
-) -> Chosen:
+def _first_that_can(wanted: Wanted, order: tuple[Backend, ...]) -> Chosen:
     refused: dict[Backend, str] = {}
     device = has_device()
     for backend in order:
@@ -131,7 +160,7 @@ def _first_that_can(
             refused[backend] = NO_DEVICE
             continue
         try:
-            graphs = _graphs(opened, backend, threads, llm_form)
+            graphs = _graphs(wanted, backend)
         except BackendUnavailable as error:
             refused[backend] = str(error)
             continue
@@ -174,12 +203,13 @@ def _model(opened: Bundle, chosen: Chosen, threads: int | None) -> Model:
     )
 
 
-def _graphs(
-    opened: Bundle, backend: Backend, threads: int | None, llm_form: str | None
-) -> LoadedGraphs:
+def _graphs(wanted: Wanted, backend: Backend) -> LoadedGraphs:
+    opened, threads = wanted.bundle, wanted.threads
+    wanted.check_memory(backend)
     if backend in ("tensorrt", "tensorrt-rtx"):
-        return _engine_graphs(opened, backend, find_engines(opened, backend, llm_form), threads)
-    form = _llm_form(opened, backend, llm_form)
+        engines = find_engines(opened, backend, wanted.llm_form)
+        return _engine_graphs(opened, backend, engines, threads)
+    form = _llm_form(opened, backend, wanted.llm_form)
     graphs = {
         name: _load(opened.file(spec.file), backend, threads, None)
         for name, spec in engine_specs(opened.manifest, form).items()

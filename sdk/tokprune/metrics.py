@@ -77,7 +77,7 @@ class StatsCollector:
         yield HistogramMetricFamily(
             "tokprune_ttft_seconds",
             "Time from the call to the first answer token.",
-            buckets=[*bounds, ("+Inf", stats.ttft_s.count)],
+            buckets=[*bounds, ("+Inf", stats.ttft_s.samples)],
             sum_value=stats.ttft_s.sum,
         )
         yield GaugeMetricFamily(

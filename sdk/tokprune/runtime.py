@@ -11,7 +11,8 @@ from tokprune.answering import State, Task, answer
 from tokprune.budgets import BudgetLike, budget_of
 from tokprune.choices import choice_tree
 from tokprune.control import Control
-from tokprune.errors import OutOfMemory, TokpruneError
+from tokprune.errors import TokpruneError
+from tokprune.guarding import memory_guarded
 from tokprune.kv import KvOwner
 from tokprune.model import Model
 from tokprune.request import Options
@@ -121,7 +122,7 @@ class Runtime:
     def _start(self, ask: Ask, ticket: Ticket, watch: Stopwatch) -> AnswerStream:
         watch.add("wait", 0.0)
         try:
-            with watch.stage("preprocess"):
+            with memory_guarded(), watch.stage("preprocess"):
                 layout = ask.layout()
                 self.model.vision.check_all(layout.media)
                 task = self._task(ask, layout)
@@ -236,18 +237,17 @@ class _Job:
         runtime = self._runtime
         try:
             self._control.check()
-            made, vision = answer(
-                runtime.model,
-                self._task,
-                runtime.state,
-                self._control,
-                self._watch,
-                self._channel.give,
-            )
+            with memory_guarded():
+                made, vision = answer(
+                    runtime.model,
+                    self._task,
+                    runtime.state,
+                    self._control,
+                    self._watch,
+                    self._channel.give,
+                )
             if not self._channel.abandoned:
                 self._ask.done(made, self._layout, vision)
-        except MemoryError as error:
-            self._end(error if isinstance(error, OutOfMemory) else OutOfMemory(str(error)))
         except BaseException as error:  # a fault of ours too: whoever waits must hear of it
             self._end(error)
         else:

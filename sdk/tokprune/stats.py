@@ -20,7 +20,7 @@ _OTHER = "other"
 class Percentiles(NamedTuple):
     """Of the latest requests that had such a value. Nearest rank: each is one that was measured."""
 
-    count: int
+    samples: int
     p50: float
     p95: float
 
@@ -29,7 +29,7 @@ class Histogram(NamedTuple):
     """Of all requests."""
 
     buckets: tuple[tuple[float, int], ...]  # upper bound, how many were that or less
-    count: int
+    samples: int
     sum: float
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from tokprune.types import Array, Feeds
 from tokprune_runtimes import Carry, Graph, Interrupt, Loop
 
+VISION_CACHE_BYTES = 256 * 2**20
+
 
 class VisionCache:
     """Keeps the outputs of the latest encoder calls, within a number of bytes."""

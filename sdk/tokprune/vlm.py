@@ -24,12 +24,11 @@ from tokprune.selectors import Selector
 from tokprune.stats import Stats, StatsRecorder
 from tokprune.stream import AnswerStream
 from tokprune.types import Answer
-from tokprune.vision_cache import VisionCache
+from tokprune.vision_cache import VISION_CACHE_BYTES, VisionCache
 from tokprune.worker import Admission, Worker
 from tokprune_runtimes import Backend
 
 HealthState = Literal["ready", "busy", "closed"]
-VISION_CACHE_BYTES = 256 * 2**20
 KV_SLOTS = 2  # one for single questions, one for a chat
 
 

@@ -61,7 +61,7 @@ def test_percentiles_forget_what_is_long_ago_and_counters_do_not() -> None:
         recorder.record(answer(ttft_ms=50.0))
     stats = recorder.snapshot()
     assert stats.ttft_ms == Percentiles(LATEST, 50.0, 50.0)
-    assert stats.ttft_s.count == stats.answered == 2 * LATEST
+    assert stats.ttft_s.samples == stats.answered == 2 * LATEST
 
 
 def test_the_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() -> None:
@@ -72,7 +72,7 @@ def test_the_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() -> None
     below = dict(histogram.buckets)
     assert tuple(below) == TTFT_BUCKETS_S
     assert (below[0.025], below[0.05], below[30.0], below[60.0]) == (2, 3, 3, 4)
-    assert histogram.count == 5
+    assert histogram.samples == 5
     assert histogram.sum == pytest.approx(120.0502)
 
 
@@ -112,7 +112,7 @@ def test_threads_lose_no_count_and_a_snapshot_is_of_one_moment() -> None:
         for _ in range(500):
             recorder.record(one)
             stats = recorder.snapshot()
-            if not stats.answered == stats.tokens_out == stats.ttft_s.count:
+            if not stats.answered == stats.tokens_out == stats.ttft_s.samples:
                 torn.append((stats.answered, stats.tokens_out))
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -1,1 +1,1 @@
-"""One module for each verb of `tokprune`."""
+"""The verbs of the command line, one module each."""

@@ -12,6 +12,7 @@ decides what runs. Remove `device/` from a bundle that comes from somebody else.
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -46,10 +47,16 @@ class EngineFolder(NamedTuple):
 
 def device_roots(bundle: Bundle) -> tuple[Path, Path]:
     """Return the folders that may hold engines: the bundle's, and the one of read-only bundles."""
-    state = os.environ.get("TOKPRUNE_STATE")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = Path(state) if state else cache / "tokprune"
+    place = state_folder(os.environ, None)
     return bundle.path / DEVICE_FOLDER, place / sha256_file(bundle.path / MANIFEST)
+
+
+def state_folder(environment: Mapping[str, str], home: Path | None) -> Path:
+    """Return where things lie that a device makes of bundles that it cannot write into."""
+    if state := environment.get("TOKPRUNE_STATE"):
+        return Path(state)
+    cache = environment.get("XDG_CACHE_HOME") or (home or Path.home()) / ".cache"
+    return Path(cache) / "tokprune"
 
 
 def new_folder(bundle: Bundle, kind: Kind, version: str, sm: tuple[str, ...]) -> EngineFolder:
