@@ -4,11 +4,10 @@ Run as a program: `capped_ask.py STAGE BUNDLE SEED COUNT` tries COUNT cases in o
 prints what became of each as JSON. A case caps the address space (RLIMIT_AS) at what is taken by
 then and a random room, lets the stage run, and asks for less afterwards.
 
-STAGE is `load` (the whole bundle), `open` (graphs of it again and again, whatever was planned),
-`vision`, `prefill` or `decode` (of the second token). For the last three, what malloc still has
-within the cap is taken too, and given back for the small question, which the cap still holds for.
-In the others it is not: without a kilobyte left, ONNX Runtime 1.31.1 can segfault as it opens a
-file, and tokenizers aborts. That is why a load is planned, with some memory to spare.
+STAGE is `load`, `vision`, `prefill` or `decode` (of the second token). For the last three, what
+malloc still has within the cap is taken too, and given back for the small question, which the cap
+still holds for. For `load` it is not: without a kilobyte left, ONNX Runtime 1.31.1 can segfault as
+it opens a file, and tokenizers aborts. That is why a load is planned, with some memory to spare.
 """
 
 import json
@@ -23,11 +22,9 @@ import numpy as np
 
 import tokprune
 from tokprune.errors import OutOfMemory
-from tokprune.guarding import memory_guarded
-from tokprune_runtimes import load_graph, ort
+from tokprune_runtimes import ort
 
-ROOM = {"load": 128 << 20, "open": 4 << 20, "vision": 24 << 20, "prefill": 2 << 20, "decode": 4096}
-GRAPHS = ("vision_encoder", "llm.ort", "llm.portable")
+ROOM = {"load": 128 << 20, "vision": 24 << 20, "prefill": 2 << 20, "decode": 4096}
 LARGE = [np.random.default_rng(one).integers(0, 256, (640, 640, 3), np.uint8) for one in range(2)]
 SMALL = LARGE[0][:112, :112]
 QUESTION = "what is this?"
@@ -38,12 +35,6 @@ def load(bundle: Path) -> Any:
     return tokprune.load(
         bundle, backend="cpu", threads=1, verify="sizes", kv_slots=1, vision_cache_bytes=0
     )
-
-
-def opened(path: Path) -> Any:
-    """Open a graph, as `load` does."""
-    with memory_guarded():
-        return load_graph(path, "cpu", threads=1)
 
 
 def cap(room: int) -> None:
@@ -90,19 +81,6 @@ def loading(bundle: Path, vlm: Any, room: int, random: np.random.Generator) -> s
     return "loaded"
 
 
-def opening(bundle: Path, vlm: Any, room: int, random: np.random.Generator) -> str:
-    del vlm
-    held: list[Any] = []
-    limit(address_space() + room)
-    try:
-        for name in random.choice(GRAPHS, 300):
-            path = bundle / "onnx" / f"{name}.onnx"
-            held.append(opened(path))
-    finally:
-        limit(resource.RLIM_INFINITY)
-    return "all were opened"
-
-
 def encoding(bundle: Path, vlm: Any, room: int, random: np.random.Generator) -> str:
     del bundle, random
     return _asked(vlm, ort.OrtGraph, "run", 0, room)
@@ -140,7 +118,6 @@ def _asked(vlm: Any, kind: type, method: str, number: int, room: int) -> str:
 
 STAGES = {
     "load": loading,
-    "open": opening,
     "vision": encoding,
     "prefill": prefilling,
     "decode": decoding,

@@ -28,7 +28,7 @@ def caused(cause: Exception) -> Exception:
 
 
 @pytest.mark.demo
-@pytest.mark.parametrize("stage", ["load", "open", "vision", "prefill", "decode"])
+@pytest.mark.parametrize("stage", ["load", "vision", "prefill", "decode"])
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_a_process_survives_the_end_of_memory_and_answers_less_afterwards(
     demo_bundle: Path, chunk: int, stage: str
