@@ -24,7 +24,7 @@ from tokprune.manifest import (
     Tokens,
     encode,
 )
-from tokprune_export import graphs, parity, preflight, quantize, records
+from tokprune_export import graphs, parity, preflight, records
 from tokprune_export.chat_template import Template, compile_chat, verify_chat
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.decoder import Decoder, TextModel
@@ -33,6 +33,7 @@ from tokprune_export.families import FAMILIES, Family
 from tokprune_export.options import ExportOptions
 from tokprune_export.oracle import Expected, observe
 from tokprune_export.parity_report import Notes, Row, report
+from tokprune_export.rounding import ROUNDED, find_rounding, observe_rounded
 from tokprune_export.scorers import Scorer as ScorerFile
 from tokprune_export.scorers import load_scorer
 
@@ -49,7 +50,7 @@ class Written(NamedTuple):
     graphs: Graphs
     shape: LlmShape
     expected: list[Expected]
-    rounded: list[Expected] | None  # of the LLM with the weights of int4
+    rounded: list[Expected] | None  # of the LLM with the weights of int8 or int4
     not_quantised: list[str]  # linear layers that int4 leaves in float16
 
 
@@ -167,11 +168,10 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     source = graphs.scorer(plan.scorer.network, text.heads)
     scorer = graphs.write(source, replace(target, precision="fp32"), "scorer")
     decoder = Decoder(text)
-    left: list[str] = []
-    if options.precision == "int4":
+    if options.precision in ROUNDED:
         step("scales")
-        scales, left = quantize.find_scales(decoder)
-        target = replace(target, scales=scales)
+    rounding = find_rounding(model, decoder, options.precision)
+    target = replace(target, scales=rounding.scales)
     forms: list[LlmForm] = []
     for name, make in graphs.FORMS[options.precision].items():
         step(f"llm {name}")
@@ -179,16 +179,12 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     step("embeddings")
     dtype = EMBEDDING_DTYPES[options.precision]
     records.write_embeddings(text.embeddings, folder / "embed_tokens.npy", dtype)
-    owners = quantize.owners(model, decoder, target.scales)
-    shape = _shape(text)
+    shape, left = _shape(text), rounding.left
     del decoder, source
     step("oracle")
-    expected, rounded = observe(model, plan.family, options.device), None
-    if target.scales:
-        step("oracle, rounded")
-        quantize.round_weights(owners, target.scales)
-        rounded = observe(model, plan.family, options.device)
-    del model, text, owners, target
+    expected = observe(model, plan.family, options.device)
+    rounded = observe_rounded(model, plan.family, options.device, rounding)
+    del model, text, rounding, target
     gc.collect()
     return Written(Graphs(vision, first, scorer, forms), shape, expected, rounded, left)
 

@@ -16,6 +16,7 @@ DTYPES: dict[Precision, torch.dtype] = {  # of activations and of the KV cache
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
+    "int8": torch.float32,
     "int4": torch.float16,
 }
 _NARROW = {ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}

@@ -98,10 +98,25 @@ def trace(
 
 
 def save(model: ir.Model, path: Path, *, data: str | None = None) -> None:
-    """Write the graph. Weights go to `data` beside it, or, if None, inline or to `<name>.data`."""
+    """Write the graph. Weights go to `data` beside it, or, if None, inline or to `<name>.data`.
+
+    Those that lie in another graph's file stay there.
+    """
     if data is None and _weight_bytes(model) >= INLINE_BYTES:
         data = f"{path.name}.data"
+    if data is not None and _shares(model):
+        _add_data(model, path.parent, data)
+        data = None
     ir.save(model, path, external_data=data, size_threshold_bytes=EXTERNAL_BYTES)
+
+
+def _add_data(model: ir.Model, folder: Path, data: str) -> None:
+    """Write the weights that are in no file yet; `ir.save` would copy the others beside them."""
+    values = [value for value in model.graph.initializers.values() if _is_new(value.const_value)]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    moved = ir.external_data.convert_tensors_to_external(tensors, folder, data)
+    for value, tensor in zip(values, moved, strict=True):
+        value.const_value = tensor
 
 
 def share_weights(model: ir.Model, written: Path, names: set[str]) -> None:
@@ -179,6 +194,19 @@ def _tidy(model: ir.Model, source: Source) -> ir.Model:
         value.shape = ir.Shape(declared[str(value.name)].shape)
         value.metadata_props.clear()
     return model
+
+
+def _shares(model: ir.Model) -> bool:
+    """Tell whether weights lie in another graph's file."""
+    values = model.graph.initializers.values()
+    return any(isinstance(value.const_value, ir.ExternalTensor) for value in values)
+
+
+def _is_new(tensor: ir.TensorProtocol | None) -> bool:
+    """Tell whether a weight is in no file yet, and large enough for one beside the graph."""
+    if tensor is None or isinstance(tensor, ir.ExternalTensor):
+        return False
+    return tensor.nbytes >= EXTERNAL_BYTES
 
 
 def _weight_bytes(model: ir.Model) -> int:

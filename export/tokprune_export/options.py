@@ -19,9 +19,10 @@ class ExportOptions:
     output: tyro.conf.Positional[Path]
     """The bundle to make. It must not exist."""
     precision: Precision = "fp32"
-    """Precision of the graphs: float32, float16, bfloat16, or float16 with the LLM's linear weights
-    in 4 bits. bfloat16 is refused so far, as nothing here could check it. The scorer stays
-    float32."""
+    """Precision of the graphs: float32; float16; bfloat16 (for GPUs alone; checked here with its
+    sums in float32); int8: float32 with the LLM's linear weights in 8 bits, and their inputs
+    rounded to 8 bits at run time (ONNX Runtime on the CPU alone); int4: float16 with the LLM's
+    linear weights in 4 bits. The scorer stays float32."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     opset: Annotated[int, tyro.conf.arg(metavar="18..22")] = 18
@@ -32,7 +33,7 @@ class ExportOptions:
     """Most rows of prompt and answer (default: the checkpoint's own, at most 4096)."""
     atol: float | None = None
     """Tolerance of the parity gate: |a - b| <= atol x max(1, max|b|) (default: 1e-4 in fp32, 1e-2
-    and a cosine of 0.999 in fp16, 5e-2 and 0.998 in int4)."""
+    and a cosine of 0.999 in fp16 and bf16, 5e-2 and 0.998 in int8 and int4)."""
     num_decoder_layers: int | None = None
     """Export the first N decoder layers only: a smoke test, whose answers mean nothing."""
     revision: str | None = None

@@ -3,9 +3,10 @@
 Everything is asked before the graphs run, so that the module's memory can be given back first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from tokprune.types import Array
 from tokprune_export.decoder import TextModel
 from tokprune_export.families import Family, Trial
+
+# Entered around a pass over rows that graphs get in several calls, of these lengths each.
+Cut: TypeAlias = Callable[[Sequence[int]], AbstractContextManager[Any]]
 
 NEW_TOKENS = 6
 KEPT_SHARE = 0.4
@@ -48,16 +52,28 @@ class Expected:
     pruned: Run  # the same with the kept vision tokens only, at their original positions
 
 
-def observe(model: Any, family: Family, device: str) -> list[Expected]:
+def observe(
+    model: Any, family: Family, device: str, cut: Cut = lambda _: nullcontext()
+) -> list[Expected]:
     """Ask the HF module about every trial of its family."""
     model.to(device)
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         trials = list(family.trials(model))
         longest = max(trials, key=lambda trial: len(trial.ids))
-        return [_observe(model, family, trial, device, calls=trial is longest) for trial in trials]
+        oracle = _Oracle(model, family, device, cut)
+        return [_observe(oracle, trial, calls=trial is longest) for trial in trials]
 
 
-def _observe(model: Any, family: Family, trial: Trial, device: str, *, calls: bool) -> Expected:
+@dataclass(frozen=True)
+class _Oracle:
+    model: Any
+    family: Family
+    device: str
+    cut: Cut
+
+
+def _observe(oracle: _Oracle, trial: Trial, *, calls: bool) -> Expected:
+    model, family, device = oracle.model, oracle.family, oracle.device
     inputs = {name: value.to(device) for name, value in trial.inputs.items()}
     text = family.text(model)
     vision = family.encode(model, inputs)
@@ -82,14 +98,14 @@ def _observe(model: Any, family: Family, trial: Trial, device: str, *, calls: bo
         prompt=_array(prompt),
         rows=rows,
         attention=_attention(model, text, prompt, trial)[:, rows][:, :, trial.slots.numpy()],
-        calls=_calls(text, prompt, axes) if calls else (),
+        calls=_calls(oracle, prompt, axes) if calls else (),
         tokens=tokens.cpu().numpy(),
         answer=Run(
             trial.name, None, positions, _zeros(embeds), (len(prompt), *steps), _array(logits)
         ),
         keep=keep,
         pruned=_forward(
-            text, trial.name, embeds[kept], positions[:, kept], (len(stays), *steps), None
+            oracle, trial.name, embeds[kept], positions[:, kept], (len(stays), *steps), None
         ),
     )
 
@@ -131,14 +147,14 @@ def _attention(model: Any, text: TextModel, prompt: Tensor, trial: Trial) -> Arr
     return maps[0]
 
 
-def _calls(text: TextModel, prompt: Tensor, axes: Array) -> tuple[Run, ...]:
+def _calls(oracle: _Oracle, prompt: Tensor, axes: Array) -> tuple[Run, ...]:
     """Cut one prompt in several ways: whole, one row on an empty past, appended, with a bias."""
     whole, part = len(prompt), len(prompt) // 3
     bias = np.random.default_rng(0).normal(size=whole).astype(np.float32)
     cuts = ((whole,), (1, whole - 1), (part, whole - part - 2, 1, 1))
-    plain = [_forward(text, _lengths(cut), prompt, axes, cut, None) for cut in cuts]
+    plain = [_forward(oracle, _lengths(cut), prompt, axes, cut, None) for cut in cuts]
     cut = (part, whole - part)
-    return *plain, _forward(text, f"{_lengths(cut)}, biased", prompt, axes, cut, bias)
+    return *plain, _forward(oracle, f"{_lengths(cut)}, biased", prompt, axes, cut, bias)
 
 
 def _lengths(cut: Sequence[int]) -> str:
@@ -146,7 +162,7 @@ def _lengths(cut: Sequence[int]) -> str:
 
 
 def _forward(
-    text: TextModel,
+    oracle: _Oracle,
     name: str,
     embeds: Float[Tensor, "t d"],
     positions: Int64[Array, "p t"],
@@ -154,19 +170,20 @@ def _forward(
     bias: Float32[Array, " t"] | None,
 ) -> Run:
     """Run all rows at once, with no cache, and read the logits where each call would end."""
-    count = len(embeds)
+    text, count = oracle.family.text(oracle.model), len(embeds)
     # without a mask, transformers takes gaps in positions for borders between packed prompts
     mask = torch.ones(1, count, dtype=torch.int64, device=embeds.device)
     if bias is not None:
         allowed = torch.ones(count, count, dtype=torch.bool, device=embeds.device).tril()
         added = torch.from_numpy(bias).to(embeds.device).expand(count, count)
         mask = added.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[None, None]
-    output = text.model(
-        inputs_embeds=embeds[None],
-        position_ids=text.position_ids(torch.from_numpy(positions)[:, None].to(embeds.device)),
-        attention_mask=mask,
-        use_cache=False,
-    )
+    with oracle.cut(lengths):
+        output = text.model(
+            inputs_embeds=embeds[None],
+            position_ids=text.position_ids(torch.from_numpy(positions)[:, None].to(embeds.device)),
+            attention_mask=mask,
+            use_cache=False,
+        )
     ends = np.cumsum(lengths) - 1
     logits = text.head(output.last_hidden_state[0, ends])
     row = _zeros(embeds) if bias is None else bias

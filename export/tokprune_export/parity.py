@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tokprune.manifest import Graphs, GraphSpec, LlmForm, Precision
 from tokprune.types import Array, Region
 from tokprune_export.oracle import Expected, Run
 from tokprune_export.parity_report import EXACT, ROUNDING, RULES, Row, Rule, compare, with_ties
+from tokprune_export.widen import widen, widened_form
 from tokprune_runtimes import Carry, Graph, load_graph
 
 FORMS_RULE = Rule(1e-5)  # between two forms of the same weights, in float32
@@ -33,17 +35,34 @@ class Bench:
     family: str
     precision: Precision = "fp32"
     atol: float | None = None  # None: the precision's own
-    rounded: Sequence[Expected] | None = None  # what the LLM's forms are compared with in int4
+    rounded: Sequence[Expected] | None = (
+        None  # what the LLM's forms are compared with in int8 and int4
+    )
+
+    @property
+    def beside(self) -> Rule:
+        """What vision encoder and first layer are held to: int8 is the LLM's alone."""
+        return RULES["fp32"] if self.precision == "int8" else self.rule
 
     @property
     def rule(self) -> Rule:
-        """What all graphs but the scorer are held to."""
+        """What the LLM is held to, and what is as narrow."""
         rule = RULES[self.precision]
         return rule if self.atol is None else replace(rule, atol=self.atol)
 
+    @property
+    def forms(self) -> list[LlmForm]:
+        """The LLM's forms, as they are fed here."""
+        narrow = self.precision == "bf16"
+        return [widened_form(form) if narrow else form for form in self.graphs.llm]
+
     def open(self, spec: GraphSpec) -> Graph:
-        """Load a graph as the device would."""
-        return load_graph(self.folder / spec.file, "cpu")
+        """Load a graph as the device would; in bfloat16 one that says the same in float32."""
+        if self.precision != "bf16" or spec == self.graphs.scorer:
+            return load_graph(self.folder / spec.file, "cpu")
+        # beside the bundle's own files, where preflight has asked for the room
+        with TemporaryDirectory(dir=self.folder) as folder:
+            return load_graph(widen(self.folder / spec.file, Path(folder)), "cpu")
 
 
 def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iterator[Row]:
@@ -52,12 +71,12 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
     encoder = bench.open(bench.graphs.vision_encoder)
     vision = [VisionEncoder(encoder)(one.trial.media).embeds for one in expected]
     for one, tokens in zip(expected, vision, strict=True):
-        yield compare("vision_encoder", "", one.trial.name, tokens, one.vision, bench.rule)
+        yield compare("vision_encoder", "", one.trial.name, tokens, one.vision, bench.beside)
     del encoder
     yield from _first_layer(bench, expected)
     yield from _scorer(bench, scorer)
     alone: dict[str, dict[str, Array]] = {}
-    for form in bench.graphs.llm:
+    for form in bench.forms:
         if not unrunnable(form):
             rows, alone[form.form] = _llm(bench, form, bench.rounded or expected, vision)
             yield from rows
@@ -118,7 +137,7 @@ def _first_layer(bench: Bench, expected: Sequence[Expected]) -> Iterator[Row]:
             "columns": one.trial.slots.numpy(),
         }
         ours = graph.run(feeds)["attention"]
-        yield compare("first_layer", "", one.trial.name, ours, one.attention, bench.rule)
+        yield compare("first_layer", "", one.trial.name, ours, one.attention, bench.beside)
 
 
 def _scorer(bench: Bench, network: nn.Module) -> Iterator[Row]:

@@ -6,7 +6,7 @@ nearest of 16 levels; the scale of a block is the one, of a few, that leaves the
 (clipping the largest values can pay: arXiv:1902.06822 section 3).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -67,19 +67,26 @@ def quantised(weight: Float[Tensor, "k n"], scales: Float16[Tensor, "b n"]) -> F
 def owners(
     model: nn.Module, decoder: Decoder, scales: Mapping[str, Tensor]
 ) -> dict[str, nn.Parameter]:
-    """Return the checkpoint's own parameters whose storage the quantised weights share."""
+    """Return the checkpoint's own parameters whose storage the quantised weights share.
+
+    Not the head's, which may be the table of embeddings too.
+    """
     found = {value.data_ptr(): value for value in model.parameters()}
     weights = dict(decoder.named_parameters())
-    return {name: found[weights[name].data_ptr()] for name in scales}
+    return {name: found[weights[name].data_ptr()] for name in scales if name.startswith("layers.")}
 
 
-def round_weights(owners: Mapping[str, nn.Parameter], scales: Mapping[str, Tensor]) -> None:
+def round_weights(
+    owners: Mapping[str, nn.Parameter],
+    scales: Mapping[str, Tensor],
+    rounded: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     """Give the checkpoint's own modules the rounded weights, in place, as an oracle of the graph.
 
     It then tells faults of the graph from what rounding does to answers.
     """
     for name, value in owners.items():
-        value.data.copy_(quantised(value.data.t(), scales[name].to(value.device)).t())
+        value.data.copy_(rounded(value.data.t(), scales[name].to(value.device)).t())
 
 
 def insert(model: ir.Model, scales: Mapping[str, Tensor]) -> None:

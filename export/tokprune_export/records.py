@@ -27,10 +27,10 @@ ROWS = 4096  # of the embedding table, written at once
 
 def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
     """Check the numbers that were asked for."""
-    if options.precision == "bf16":
+    if options.precision == "int8" and options.engine is not None:
         raise ExportRefused(
-            "--precision bf16 is not there yet: the parity gate runs in ONNX Runtime's CPU, which "
-            "has no bfloat16 products. Choose fp16, int4 or fp32"
+            f"Got --precision int8 and --engine {options.engine}: int8 is for ONNX Runtime on the "
+            "CPU. Choose fp16 or int4, or leave out --engine"
         )
     if options.opset not in OPSETS:
         raise ExportRefused(f"Got --opset {options.opset}; expected {OPSETS[0]} to {OPSETS[-1]}")

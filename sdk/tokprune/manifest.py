@@ -16,17 +16,19 @@ Cache = Literal["grows", "in_place"]
 ScorerKind = Literal["attention", "paper", "grid"]
 Modality = Literal["picture", "video"]
 Metrics = dict[str, float]  # held-out: recall_at_50, recall_at_25, spearman, kl, samples
-Precision = Literal["fp32", "fp16", "bf16", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 CACHE_DTYPES: dict[Precision, str] = {  # all else that the host touches is float32
     "fp32": "float32",
     "fp16": "float16",
     "bf16": "bfloat16",
+    "int8": "float32",
     "int4": "float16",
 }
 EMBEDDING_DTYPES: dict[Precision, str] = {  # numpy, and so the table on the disk, has no bfloat16
     "fp32": "float32",
     "fp16": "float16",
     "bf16": "float32",
+    "int8": "float16",
     "int4": "float16",
 }
 _UNSEALED = "0" * 64

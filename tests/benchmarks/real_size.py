@@ -1,12 +1,14 @@
 """Graphs of the size of a real model, with random weights: Qwen2-VL's LLM at 0.5B parameters.
 
-python tests/benchmarks/real_size.py FOLDER writes them; prefill.py does so where they are missing.
+python tests/benchmarks/real_size.py FOLDER [PRECISION] writes them; prefill.py and precision.py do
+so where they are missing.
 """
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -16,7 +18,7 @@ from tokprune.families.qwen2_vl import positions
 from tokprune.files import staged_folder
 from tokprune.graphs import FirstLayerGraph, ScorerGraph
 from tokprune.llm import LanguageModel
-from tokprune.manifest import Limits, LlmForm, LlmShape
+from tokprune.manifest import EMBEDDING_DTYPES, Limits, LlmForm, LlmShape, Precision
 from tokprune.types import Prompt, Region, VisionTokens
 from tokprune_runtimes import load_graph
 
@@ -47,20 +49,46 @@ class RealSize:
 def sources() -> str:
     """Return a hash of the code that the graphs are made by."""
     export = Path(__file__).parents[2] / "export" / "tokprune_export"
-    files = [export / name for name in ("decoder.py", "graphs.py", "onnx.py", "scorers.py")]
+    names = ("decoder", "graphs", "int8", "layers", "llm_forms", "narrow", "onnx", "quantize")
+    files = [export / f"{name}.py" for name in (*names, "scorers")]
     joined = b"".join(path.read_bytes() for path in (*files, Path(__file__)))
     return hashlib.sha256(joined).hexdigest()[:16]
 
 
-def write(folder: Path) -> None:
-    """Trace and write the graphs, with the exporter's own code."""
-    import torch
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+def name(precision: Precision) -> str:
+    """Return what the folder of a precision is called."""
+    return f"real_size{'' if precision == 'fp32' else f'-{precision}'}-{sources()}"
 
+
+def write(folder: Path, precision: Precision) -> None:
+    """Trace and write the graphs, with the exporter's own code."""
     from tokprune_export import graphs, records
     from tokprune_export.decoder import Decoder
     from tokprune_export.families.qwen2_vl import text as text_of
+    from tokprune_export.rounding import find_rounding
     from tokprune_export.scorers import GridScorer
+
+    model = random_model()
+    text = text_of(model)
+    with staged_folder(folder) as staged:
+        (staged / graphs.FOLDER).mkdir()
+        decoder = Decoder(text)
+        scales = find_rounding(model, decoder, precision).scales
+        target = graphs.Target(staged, OPSET, LIMITS.max_kv_len, precision, scales)
+        makers = graphs.FORMS[precision]
+        forms = [makers[name](text, decoder, target) for name in ("portable", "ort")]
+        graphs.write(graphs.first_layer(text), target, "first_layer")
+        wide = replace(target, precision="fp32")
+        graphs.write(graphs.scorer(GridScorer(HEADS).eval(), HEADS), wide, "scorer")
+        table = staged / "embed_tokens.npy"
+        records.write_embeddings(text.embeddings, table, EMBEDDING_DTYPES[precision])
+        (staged / "forms.json").write_bytes(msgspec.json.encode(forms))
+
+
+def random_model() -> Any:
+    """Return the checkpoint, with an encoder that no graph is made of."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     torch.manual_seed(0)
     config = Qwen2VLConfig(
@@ -81,16 +109,7 @@ def write(folder: Path) -> None:
         vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": HIDDEN},
         tie_word_embeddings=True,
     )
-    text = text_of(Qwen2VLForConditionalGeneration(config).eval())
-    with staged_folder(folder) as staged:
-        (staged / graphs.FOLDER).mkdir()
-        decoder = Decoder(text)
-        target = graphs.Target(staged, OPSET, LIMITS.max_kv_len)
-        forms = [make(text, decoder, target) for make in graphs.FORMS["fp32"].values()]
-        graphs.write(graphs.first_layer(text), target, "first_layer")
-        graphs.write(graphs.scorer(GridScorer(HEADS).eval(), HEADS), target, "scorer")
-        records.write_embeddings(text.embeddings, staged / "embed_tokens.npy")
-        (staged / "forms.json").write_bytes(msgspec.json.encode(forms))
+    return Qwen2VLForConditionalGeneration(config).eval()
 
 
 def load(folder: Path, form_name: str) -> RealSize:
@@ -145,4 +164,4 @@ def prefill_flops(rows: int) -> int:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), cast(Precision, (*sys.argv[2:], "fp32")[0]))

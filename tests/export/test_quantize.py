@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import tokprune
 from tokprune.manifest import Manifest
-from tokprune_export import export, preflight, quantize
+from tokprune_export import export, onnx, preflight, quantize
 from tokprune_export.cli import run_export
+from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.options import ExportOptions
 from tokprune_export.parity_report import Row
 
@@ -163,15 +166,72 @@ def test_the_bundle_answers_and_its_weights_are_small(exported: Exported) -> Non
 
 def test_onnx_runtime_reads_the_bits_in_the_products(exported: Exported, tmp_path: Path) -> None:
     """Where it did not, every call would make float weights of all levels again."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     path = exported.bundle / "onnx/llm.ort.onnx"
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     nodes = [node.op_type for node in onnx_ir.load(tmp_path / "optimised.onnx").graph]
-    assert nodes.count("MatMulNBits") == 12
+    assert nodes.count("MatMulNBits") == 12 + 1  # and the head, in 8 bits
     assert "DequantizeLinear" not in nodes
+
+
+class Two(nn.Module):
+    """A weight that another graph's file has, and a large one of its own."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+        self.own = nn.Linear(700, 900, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.own(self.shared(x))
+
+
+def test_a_form_with_a_large_weight_of_its_own_copies_no_shared_one(tmp_path: Path) -> None:
+    shared = nn.Linear(600, 700, bias=False)
+    both = Two(shared)
+    x = Input("x", torch.zeros(3, 600), ("t", 600))
+    first = onnx.trace(Source(nn.Sequential(shared), (x,), (Output("y", ("t", 700)),)), 18)
+    first.graph.initializers["0.weight"].name = "shared.weight"
+    onnx.save(first, tmp_path / "first.onnx", data="first.data")
+    second = onnx.trace(Source(both, (x,), (Output("y", ("t", 900)),)), 18)
+    onnx.share_weights(second, tmp_path / "first.onnx", {"shared.weight"})
+    onnx.save(second, tmp_path / "second.onnx")
+    assert (tmp_path / "second.onnx.data").stat().st_size < 1.1 * 4 * 700 * 900
+    given = np.random.default_rng(0).normal(size=(5, 600)).astype(np.float32)
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "second.onnx"), providers=["CPUExecutionProvider"]
+    )
+    with torch.no_grad():
+        expected = both(torch.from_numpy(given)).numpy()
+    np.testing.assert_allclose(
+        np.asarray(session.run(None, {"x": given})[0]), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_only_the_form_for_onnx_runtime_has_its_head_in_8_bits(exported: Exported) -> None:
+    values = {
+        form: onnx_ir.load(exported.bundle / f"onnx/llm.{form}.onnx").graph.initializers
+        for form in ("portable", "ort", "trt")
+    }
+    heads = {
+        form: {name: str(value.dtype) for name, value in held.items() if "head" in name}
+        for form, held in values.items()
+    }
+    assert heads["portable"] == heads["trt"] == {"decoder.head.weight": "FLOAT16"}
+    assert heads["ort"] == {
+        "decoder.head.weight_blocks": "UINT8",
+        "decoder.head.weight_blocks_scale": "FLOAT16",
+    }
+    head = values["portable"]["decoder.head.weight"].const_value
+    levels = values["ort"]["decoder.head.weight_blocks"].const_value
+    scales = values["ort"]["decoder.head.weight_blocks_scale"].const_value
+    assert head is not None
+    assert levels is not None
+    assert scales is not None
+    rows = (levels.numpy().astype(np.float32) - 128) * scales.numpy()[:, :, None]
+    wide = head.numpy().astype(np.float32).T
+    np.testing.assert_allclose(rows.reshape(wide.shape), wide, atol=np.abs(wide).max() / 127)
 
 
 def test_the_command_lists_what_was_not_rounded(

@@ -101,7 +101,14 @@ def engine_form(bundle: Bundle, kind: Kind, version: str, name: str | None = Non
 def forms_text(bundle: Bundle) -> str:
     """Return the forms of the LLM and what they serve, for messages."""
     forms = bundle.manifest.graphs.llm
-    return ", ".join(f"{form.form} ({', '.join(form.serves)})" for form in forms)
+    told = ", ".join(f"{form.form} ({', '.join(form.serves)})" for form in forms)
+    match bundle.manifest.precision:
+        case "int8":
+            return f"{told}, as int8 is for ONNX Runtime on the CPU; fp16 and int4 are for GPUs too"
+        case "bf16":
+            return f"{told}, as bf16 is for GPUs; fp16 and int4 are for ONNX Runtime's CPU too"
+        case _:
+            return told
 
 
 def source_files(bundle: Bundle, spec: GraphSpec) -> tuple[str, ...]:
