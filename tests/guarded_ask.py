@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,12 @@ _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RE
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 
 
-def forbid_sockets() -> None:
-    """Let the kernel kill this process when it makes a socket. Follows seccomp(2)."""
-    arch, call = SOCKET_CALLS[platform.machine()]
+def forbid_sockets(calls: Mapping[str, tuple[int, int]] = SOCKET_CALLS) -> None:
+    """Let the kernel kill this process when it makes a socket. Follows seccomp(2).
+
+    `calls`: another system call to forbid, by machine: audit arch and number.
+    """
+    arch, call = calls[platform.machine()]
     steps = [
         (_LOAD, 0, 0, 4),  # seccomp_data.arch
         (_EQUAL, 0, 2, arch),

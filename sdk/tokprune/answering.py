@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
-from tokprune.budgets import Auto, Budget, Deadline
+from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepRatio, floor_of
 from tokprune.choices import ChoiceTree
 from tokprune.control import Control
 from tokprune.graphs import FirstLayerGraph
 from tokprune.guarding import GuardedGraph
 from tokprune.kv import KvOwner, KvPool
 from tokprune.latency import Latency, Sizes, sizes_of
-from tokprune.llm import Access
+from tokprune.llm import Access, check_length
+from tokprune.manifest import Limits
 from tokprune.model import Model
 from tokprune.pipeline import Llm, Pipeline, VisionGraph
 from tokprune.plans import Clock, Timing
@@ -60,6 +61,23 @@ class Task:
     owner: KvOwner | None = None  # who will ask again about the same rows
     each_alone: bool = False  # the budget is for each picture, whatever is beside it
     seen: VisionTokens | None = None  # these media, encoded before
+
+
+def check_fits(task: Task, limits: Limits) -> None:
+    """Refuse what the LLM would refuse, as far as it is known before any graph runs.
+
+    Raises:
+        ContextOverflow: with the numbers.
+    """
+    total, budget = len(task.prompt.slots), task.budget
+    if isinstance(budget, (KeepRatio, KeepCount)):
+        alone = [len(shown.where) for shown in task.media] if task.each_alone else [total]
+        kept = sum(budget.plan(count).keep for count in alone)
+    else:
+        frames = {(region.picture, region.frame) for m in task.media for region in m.regions}
+        kept = floor_of(budget, len(frames), total)
+    new = task.options.max_new_tokens if task.tree is None else max(task.tree.rows, 1)
+    check_length(len(task.prompt.ids) - total + kept, new, limits)
 
 
 def answer(

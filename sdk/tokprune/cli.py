@@ -13,6 +13,7 @@ from tokprune.commands.calibrate import Calibrate, run_calibrate
 from tokprune.commands.chat import ChatCommand, run_chat
 from tokprune.commands.doctor import Doctor, run_doctor
 from tokprune.commands.inspect import Inspect, run_inspect
+from tokprune.commands.serve import Serve, run_serve
 from tokprune.commands.verify import Verify, run_verify
 from tokprune.errors import TokpruneError
 from tokprune_runtimes.errors import EngineError
@@ -22,6 +23,7 @@ Command: TypeAlias = (
     | Annotated[ChatCommand, tyro.conf.subcommand("chat")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
@@ -62,6 +64,8 @@ def _run(command: Command) -> int:
             return run_bench(command)
         case Calibrate():
             return run_calibrate(command)
+        case Serve():
+            return run_serve(command)
         case Inspect():
             return run_inspect(command)
         case Verify():

@@ -277,6 +277,20 @@ def takes_bias(form: LlmForm) -> bool:
     return any(tensor.name == "attention_bias" for tensor in form.graph.inputs)
 
 
+def check_text(prompt: Prompt, limits: Limits) -> None:
+    """Refuse what no budget makes short enough, before any graph runs over it.
+
+    Raises:
+        ContextOverflow: with the numbers.
+    """
+    rows = len(prompt.ids) - len(prompt.slots)
+    if rows > limits.max_input_len:
+        raise ContextOverflow(
+            f"The text alone has {rows} tokens, the bundle takes {limits.max_input_len}. Say less, "
+            "or export with a larger --max-input-len"
+        )
+
+
 def check_length(rows: int, max_new_tokens: int, limits: Limits) -> None:
     """Refuse what the bundle does not take, before prefill.
 

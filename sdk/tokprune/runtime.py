@@ -7,13 +7,14 @@ from functools import partial
 from threading import Event, Lock
 from typing import Generic, TypeAlias, TypeVar
 
-from tokprune.answering import State, Task, answer
+from tokprune.answering import State, Task, answer, check_fits
 from tokprune.budgets import BudgetLike, budget_of
 from tokprune.choices import choice_tree
 from tokprune.control import Control
 from tokprune.errors import TokpruneError
 from tokprune.guarding import memory_guarded
 from tokprune.kv import KvOwner
+from tokprune.llm import check_text
 from tokprune.model import Model
 from tokprune.request import Options
 from tokprune.selectors import Selector
@@ -124,8 +125,10 @@ class Runtime:
         try:
             with memory_guarded(), watch.stage("preprocess"):
                 layout = ask.layout()
+                check_text(layout.prompt, self.model.llm.limits)
                 self.model.vision.check_all(layout.media)
                 task = self._task(ask, layout)
+                check_fits(task, self.model.llm.limits)
         except BaseException as error:
             self.worker.release(ticket)
             self._refused(ask, error)

@@ -26,6 +26,8 @@ class Sampling:
             raise RequestInvalid(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise RequestInvalid(f"top_p must be above 0 and up to 1, got {self.top_p}")
+        if self.seed < 0:
+            raise RequestInvalid(f"seed must be 0 or more, got {self.seed}")
 
     def start(self) -> Sampler:
         """Return a sampler for one answer. Equal seeds draw equal answers."""

@@ -9,7 +9,7 @@ import pytest
 from grids import prompt_for, vision_tokens
 
 from tokprune import ContextOverflow, RequestInvalid
-from tokprune.llm import Call, Generation, LanguageModel, check_length, feeds_of
+from tokprune.llm import Call, Generation, LanguageModel, check_length, check_text, feeds_of
 from tokprune.manifest import Cache, GraphSpec, Limits, LlmForm, LlmShape, Tensor
 from tokprune.sampling import Sampling
 from tokprune.types import Selection
@@ -238,3 +238,15 @@ def test_a_table_of_float16_is_fed_as_float32() -> None:
     llm = replace(language_model(graph), embed_tokens=EMBED.astype(np.float16))
     list(llm.generate(PROMPT, VISION, selection(0), Generation()))
     assert {fed["inputs_embeds"].dtype for fed in graph.seen} == {np.dtype(np.float32)}
+
+
+def test_text_that_no_budget_makes_fit_is_refused_before_any_graph_runs() -> None:
+    words = len(PROMPT.ids) - len(PROMPT.slots)
+    check_text(PROMPT, Limits(words, 96))
+    with pytest.raises(ContextOverflow, match=f"The text alone has {words} tokens"):
+        check_text(PROMPT, Limits(words - 1, 96))
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(RequestInvalid, match="seed must be 0 or more, got -1"):
+        Sampling(seed=-1)
