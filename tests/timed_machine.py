@@ -7,8 +7,9 @@ import numpy as np
 
 from tokprune.budgets import Budget
 from tokprune.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
-from tokprune.latency import Forecast, Latency, Sizes
+from tokprune.latency import Forecast, Latency
 from tokprune.plans import Timing, keeps_all
+from tokprune.request_sizes import Sizes
 from tokprune.selection import keep_all, select
 from tokprune.types import Ranking, Selection, VisionTokens
 
@@ -56,19 +57,21 @@ class Machine:
     sizes: Sizes
     vision: VisionTokens
     ranking: Ranking
-    latency: Latency
     slower: Callable[[], float] = lambda: 1.0
     noise: float = 0.0
     seed: int = 0
+    pause_s: float = 0.1  # between requests
+    latency: Latency = field(init=False)
     random: np.random.Generator = field(init=False)
+    now_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
+        self.latency = Latency(calibration(), clock=lambda: self.now_s)
 
     def ask(self, budget: Budget, *, learn: bool = True) -> tuple[Selection, float]:
         """Return what was kept, and the time to the first token."""
         forecast = self.latency.forecast(self.sizes)
-        forecast.check(budget)
         took: dict[str, float] = {}
 
         def run(stage: Stage, kept: int = 0) -> None:
@@ -78,15 +81,21 @@ class Machine:
         def clock() -> Timing:
             return Timing(forecast, sum(took.values()), dict(took))
 
-        run("vision")
-        if keeps_all(budget, len(self.vision.embeds), clock):
-            selection = select(keep_all(len(self.vision.embeds)), self.vision, budget, clock)
-        else:
-            run("first_layer")
-            run("scorer")
-            selection = select(self.ranking, self.vision, budget, clock)
-            run("select", selection.kept)
-        run("prefill", selection.kept)
-        if learn:
-            self.latency.learn(self.sizes, selection.kept, took)
+        kept = 0
+        try:
+            forecast.check(budget)
+            run("vision")
+            if keeps_all(budget, len(self.vision.embeds), clock):
+                selection = select(keep_all(len(self.vision.embeds)), self.vision, budget, clock)
+            else:
+                run("first_layer")
+                run("scorer")
+                selection = select(self.ranking, self.vision, budget, clock)
+                run("select", selection.kept)
+            kept = selection.kept
+            run("prefill", kept)
+        finally:
+            self.now_s += sum(took.values()) / 1000 + self.pause_s
+            if learn and took:
+                self.latency.learn(self.sizes, kept, took)
         return selection, sum(took.values())

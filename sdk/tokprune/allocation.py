@@ -1,15 +1,18 @@
 """No picture, frame or tile goes blind: each keeps a few tokens, whatever the ranking prefers.
 
 Where a budget in relevance or time decides how few tokens stay, every region is sure of some. On
-3,000 drawn questions of the development split (videos and pictures, kept shares 0.5 to 0.125) that
-changes accuracy by less than chance would for `relevance-spread`, which covers place and time by
-itself, and adds up to 2.6 points to plain relevance over 16 frames. A count or share that the user
-gives is spent as the ranking says, as docs/results/pruning.md has it.
+questions of the development split (tests/benchmarks/allocation.py) that changes accuracy by less
+than chance would for `relevance-spread`, which covers place and time by itself, and adds to plain
+relevance over many frames. A count or share that the user gives is spent as the ranking says, as
+docs/results/pruning.md has it.
 
 Quotas in proportion to each region's relevance (`k_i = kmin + floor(s_i / sum s * (B - n kmin))`,
 the ATA of arXiv:2604.08120) were tried on the same questions, and were no better at any share but
 the smallest of pictures.
 """
+
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 from jaxtyping import Int64
@@ -31,45 +34,52 @@ def least_kept(k: int, regions: int) -> int:
     return max(min(MOST, k // (SHARE * regions)), int(k >= ONE_FROM * regions))
 
 
-def fair(ranking: Ranking, vision: VisionTokens, k: int) -> Take:
-    """Return the ranking's `take` for k tokens, changed only where a region would get too few.
+def fair(ranking: Ranking, vision: VisionTokens) -> Callable[[int], Take]:
+    """Return what gives, for k tokens, the ranking's `take` with no region left too few.
 
     A region that the ranking's own k tokens leave with less than `least_kept` gets its best by the
     scores, or without any those that cover its grid. They take the places of the last tokens of
-    regions that have more.
+    regions that have more. Where nothing lacks, `take` is returned as it is.
     """
     regions = vision.regions
-    least = least_kept(k, len(regions))
-    if len(regions) == 1 or not least or k >= len(vision.embeds):
-        return ranking.take
-    own = ranking.take(k)
+    if len(regions) == 1:
+        return lambda k: ranking.take
     inside = [members(vision.where, region) for region in regions]
     region_of = np.full(len(vision.where), -1, np.int64)
     for number, tokens in enumerate(inside):
         region_of[tokens] = number
-    sure: list[Array] = []
-    for number, (region, tokens) in enumerate(zip(regions, inside, strict=True)):
-        mine = own[region_of[own] == number][:least]
-        lacking = min(least, len(tokens)) - len(mine)
-        sure.append(np.concatenate([mine, _best(ranking, vision, region, mine)[:lacking]]))
-    if sum(len(each) for each in sure) == np.isin(np.concatenate(sure), own).sum():
-        return ranking.take
-    return _first(_in_turns(sure), ranking.take)
+    best = [
+        cache(partial(_best, ranking, vision, *each)) for each in zip(regions, inside, strict=True)
+    ]
+
+    def for_number(k: int) -> Take:
+        least = least_kept(k, len(regions))
+        if not least or k >= len(vision.where):
+            return ranking.take
+        own = ranking.take(k)
+        sure: list[Array] = []
+        lacking = 0
+        for number, tokens in enumerate(inside):
+            mine = own[region_of[own] == number][:least]
+            if missing := min(least, len(tokens)) - len(mine):
+                others = best[number]()
+                mine = np.concatenate([mine, others[~np.isin(others, mine)][:missing]])
+            sure.append(mine)
+            lacking += missing
+        return _first(_in_turns(sure), ranking.take) if lacking else ranking.take
+
+    return for_number
 
 
 def _best(
-    ranking: Ranking, vision: VisionTokens, region: Region, taken: Int64[Array, " t"]
+    ranking: Ranking, vision: VisionTokens, region: Region, tokens: Int64[Array, " m"]
 ) -> Int64[Array, " m"]:
-    """Return the tokens of a region that are not taken, best first."""
-    tokens = members(vision.where, region)
+    """Return the tokens of a region, best first."""
     if ranking.scores is not None:
-        order = np.argsort(-ranking.scores[tokens], kind="stable")
-    else:
-        grid = np.zeros((region.rows, region.columns), np.int64)
-        grid[vision.where[tokens, ROW], vision.where[tokens, COLUMN]] = np.arange(len(tokens))
-        order = grid.ravel()[farthest_point_order(region.rows, region.columns)]
-    ranked = tokens[order]
-    return ranked[~np.isin(ranked, taken)]
+        return tokens[np.argsort(-ranking.scores[tokens], kind="stable")]
+    grid = np.zeros((region.rows, region.columns), np.int64)
+    grid[vision.where[tokens, ROW], vision.where[tokens, COLUMN]] = tokens
+    return grid.ravel()[farthest_point_order(region.rows, region.columns)]
 
 
 def _in_turns(parts: list[Array]) -> Int64[Array, " g"]:

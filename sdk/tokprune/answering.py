@@ -1,22 +1,24 @@
 """One request on the worker: the flow, wrapped, and its tokens as text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepRatio, floor_of
 from tokprune.choices import ChoiceTree
 from tokprune.control import Control
+from tokprune.errors import BudgetImpossible
 from tokprune.graphs import FirstLayerGraph
 from tokprune.guarding import GuardedGraph
 from tokprune.kv import KvOwner, KvPool
-from tokprune.latency import Latency, Sizes, sizes_of
+from tokprune.latency import Latency
 from tokprune.llm import Access, check_length
 from tokprune.manifest import Limits
 from tokprune.model import Model
 from tokprune.pipeline import Llm, Pipeline, VisionGraph
 from tokprune.plans import Clock, Timing
 from tokprune.request import Options
+from tokprune.request_sizes import Sizes, sizes_of
 from tokprune.selection import keep_all, select, select_each, unless_all
 from tokprune.selectors import Selector
 from tokprune.stats import StatsRecorder
@@ -102,12 +104,13 @@ def answer(
     sizes = _sizes(task, encoder)
     clock = _clock(task.budget, sizes, state.latency, watch)
     pipeline = _pipeline(model, task, encoder, control, watch, llm, clock)
-    flow = pipeline.answer(task.prompt, task.media, task.budget)
+    try:
+        flow = pipeline.answer(task.prompt, task.media, task.budget)
+    except BudgetImpossible:  # what ran tells why
+        state.latency.learn(sizes, 0, watch.timings_ms)
+        raise
     written = write(flow, model.tokenizer, watch, task.options, give)
-    ran = {
-        stage: ms for stage, ms in watch.timings_ms.items() if stage != "prefill" or not any(reused)
-    }
-    state.latency.learn(sizes, flow.selection.kept, ran)
+    state.latency.learn(sizes, flow.selection.kept, _learnable(watch.timings_ms, reused))
     selection, choice = flow.selection, written.choice
     texts = task.tree.texts if task.tree else ()
     made = Answer(
@@ -177,6 +180,12 @@ def _each_alone(whole: Pipeline, chosen: Selector, prompt: Prompt, watch: Stopwa
 
 def _no_first() -> FirstLayer:
     raise TypeError("A selector for pinned pictures must not read the first layer")
+
+
+def _learnable(timings_ms: Mapping[str, float], reused: Sequence[int]) -> dict[str, float]:
+    """Return the timings that the request's sizes explain."""
+    whole = bool(reused) and not any(reused)  # the prefill ran, and over all of its rows
+    return {stage: ms for stage, ms in timings_ms.items() if stage != "prefill" or whole}
 
 
 def _sizes(task: Task, encoder: CachedEncoder) -> Sizes:

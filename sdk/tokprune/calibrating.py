@@ -17,9 +17,9 @@ from tokprune.bundle import MANIFEST
 from tokprune.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage, cores, device_name, fit
 from tokprune.errors import EngineTooSmall
 from tokprune.files import sha256_file
-from tokprune.latency import Sizes, sizes_of, stage_size
 from tokprune.llm import Generation, LanguageModel
 from tokprune.model import Model
+from tokprune.request_sizes import Sizes, sizes_of, stage_size
 from tokprune.selection import select
 from tokprune.selectors import SELECTORS
 from tokprune.trial_requests import trial_requests

@@ -6,13 +6,14 @@ change that, so three things are followed while answers are given:
     level   of each stage, against its curve: quick to rise and slow to fall
     surprise  of this very request: what its first stages took, against what they should have
     margin  between the expected time and the one that 95 of 100 requests meet: adaptive conformal
-            inference (arXiv:2106.00170), whose share of misses tends to 5 % whatever the noise is
+            inference (arXiv:2106.00170), whose share of misses tends to its aim whatever the noise
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, log
 from threading import Lock
+from time import monotonic
 from typing import NamedTuple
 
 from tokprune.budgets import Auto, Budget, Deadline, Timed, floor_of
@@ -27,33 +28,27 @@ from tokprune.calibrations import (
     margin_of,
 )
 from tokprune.errors import BudgetImpossible, NotCalibrated
-from tokprune.types import Prepared, Prompt
+from tokprune.request_sizes import Sizes, stage_size
 from tokprune_runtimes import Backend
 
 RISE, FALL = 0.5, 0.1  # share of a difference that a level takes over from one answer
 LARGEST_STEP = log(2)  # of a difference: one hiccup is no change of the machine
 LARGEST_LEVEL = log(16)
-MISSES = 0.05  # share of requests that may take longer than their p95
-# A miss adds 95 % of a step to the margin, a hit takes 5 % of it away. Steps are half the margin,
+FADE_S = 30.0  # in which levels lose 63 % where no answer confirms them
+# Share of requests that may take longer than their p95. Aimed at 5 %, every other stretch of a few
+# hundred requests would have more.
+MISSES = 0.03
+# A miss adds 97 % of a step to the margin, a hit takes 3 % of it away. Steps are half the margin,
 # so that one which was measured in bad times is soon forgotten, and no smaller than this.
 LEAST_STEP = 0.1
 LARGEST_MARGIN = log(4)
 CACHED = 0.25  # a stage that took less than this share of its time did not run in full
-QUICKER = 0.7  # share of good news of this request's first stages that is believed
+QUICKER = 0.4  # share of good news of this request's first stages that is believed
 HICCUP_MS = 3.0  # shorter stages tell little of how fast the machine is
 _BEFORE: tuple[Stage, ...] = ("vision", "first_layer", "scorer")
 _AFTER: tuple[Stage, ...] = ("select", "prefill")
+_UNCHOSEN: tuple[Stage, ...] = ("vision", "prefill")  # all that runs where everything is kept
 _NOTHING: Mapping[str, float] = {}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a request's cost depends on."""
-
-    patches: tuple[int, ...]  # numbers in `pixel_values` of each encoder call that is to run
-    vision_tokens: int
-    text_rows: int  # of the prompt, vision tokens not counted
-    frames: int  # a picture is one
 
 
 class Quantiles(NamedTuple):
@@ -61,32 +56,6 @@ class Quantiles(NamedTuple):
 
     p50_ms: float
     p95_ms: float
-
-
-def sizes_of(prompt: Prompt, media: Sequence[Prepared]) -> Sizes:
-    """Return the sizes of a prepared request that is wholly computed.
-
-    Where a cache holds what an encoder call would give, leave that call out of `patches`.
-    """
-    calls = [call["pixel_values"] for shown in media for call in shown.calls]
-    frames = {(region.picture, region.frame) for shown in media for region in shown.regions}
-    slots = len(prompt.slots)
-    return Sizes(tuple(c.size for c in calls), slots, len(prompt.ids) - slots, len(frames))
-
-
-def stage_size(stage: Stage, sizes: Sizes, kept: int) -> float | int:
-    """Return the N of a stage's curve. `vision` has one for each call (`Sizes.patches`)."""
-    match stage:
-        case "first_layer":
-            return sizes.text_rows + sizes.vision_tokens
-        case "scorer":
-            return sizes.vision_tokens
-        case "select":  # greedy orders look at all tokens for each that they take
-            return (sizes.vision_tokens * kept) ** 0.5
-        case "prefill":
-            return sizes.text_rows + kept
-        case "vision":
-            return sum(sizes.patches)
 
 
 @dataclass(frozen=True)
@@ -143,14 +112,19 @@ class Forecast:
         """
         if not isinstance(budget, (Deadline, Auto)) or budget.best_effort:
             return
-        floor = floor_of(budget, self.sizes.frames, self.sizes.vision_tokens)
-        chosen = floor < self.sizes.vision_tokens or isinstance(budget, Auto)
-        stages = STAGES if chosen else ("vision", "prefill")
-        cost = {stage: self.stage_ms(stage, floor) for stage in stages}
+        total = self.sizes.vision_tokens
+        floor = floor_of(budget, self.sizes.frames, total)
+        cost = {stage: self.stage_ms(stage, floor) for stage in STAGES}
+        if isinstance(budget, Deadline):  # which keeps all, and spends nothing on choosing
+            whole = {stage: self.stage_ms(stage, total) for stage in _UNCHOSEN}
+            if sum(whole.values()) < sum(cost.values()):
+                floor, cost = total, whole
         if elapsed_ms + sum(cost.values()) > budget.ttft_ms:
             parts = ", ".join(f"{stage} {ms:.0f}" for stage, ms in cost.items())
             early = elapsed_ms + sum(cost.get(stage, 0.0) for stage in _BEFORE)
-            raise impossible(budget, floor, early, self.rest_ms(floor), f"({parts} ms)")
+            after = sum(cost.get(stage, 0.0) for stage in _AFTER)
+            rest = Quantiles(after, after * exp(self.margin))
+            raise impossible(budget, floor, early, rest, f"({parts} ms)")
 
     def cap(
         self,
@@ -200,18 +174,27 @@ def impossible(
 class Latency:
     """The latency model of one loaded bundle. Safe to use from several threads."""
 
-    def __init__(self, calibration: Calibration | None, missing: str = "") -> None:
+    def __init__(
+        self,
+        calibration: Calibration | None,
+        missing: str = "",
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         """Start from a calibration.
 
         Args:
             calibration: of this device; None refuses every forecast.
             missing: what to tell then.
+            clock: seconds that only grow.
         """
         self.calibration = calibration
         self._missing = missing or "This device has not been measured: run `tokprune calibrate`"
+        self._clock = clock
         self._lock = Lock()
         self._levels: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self._margin = margin_of(calibration.stages["prefill"]) if calibration else 0.0
+        self._learnt_s = clock()
 
     def adopt(self, calibration: Calibration) -> None:
         """Start again from a calibration that was just made."""
@@ -219,6 +202,7 @@ class Latency:
             self.calibration = calibration
             self._levels = dict.fromkeys(STAGES, 0.0)
             self._margin = margin_of(calibration.stages["prefill"])
+            self._learnt_s = self._clock()
 
     def forecast(self, sizes: Sizes) -> Forecast:
         """Return what is expected of a request now.
@@ -229,10 +213,10 @@ class Latency:
         if self.calibration is None:
             raise NotCalibrated(self._missing)
         with self._lock:
-            return Forecast(sizes, self.calibration.stages, dict(self._levels), self._margin)
+            return self._forecast(sizes, self.calibration)
 
     def learn(self, sizes: Sizes, kept: int, timings_ms: Mapping[str, float]) -> None:
-        """Take over what an answer took.
+        """Take over what an answer took, or what ran of one that was refused or cancelled.
 
         Args:
             sizes: of its request.
@@ -242,20 +226,42 @@ class Latency:
         if self.calibration is None:
             return
         with self._lock:
-            before = Forecast(sizes, self.calibration.stages, self._levels, self._margin)
-            margin, levels = self._margin, dict(self._levels)
+            before = self._forecast(sizes, self.calibration)
             if "prefill" in timings_ms:
                 expected = before.rest_ms(kept, timings_ms).p50_ms
                 took = sum(timings_ms.get(stage, 0.0) for stage in _AFTER)
-                missed = took > expected * exp(margin)
-                margin += max(LEAST_STEP, margin / 2) * ((1.0 if missed else 0.0) - MISSES)
-            for stage in STAGES:
-                own = before.stage_ms(stage, kept) if stage in timings_ms else 0.0
-                if own and timings_ms[stage] >= CACHED * own:
-                    step = _bounded(log(timings_ms[stage] / own), LARGEST_STEP)
-                    level = levels[stage] + (RISE if step > 0 else FALL) * step
-                    levels[stage] = _bounded(level, LARGEST_LEVEL)
-            self._levels, self._margin = levels, min(max(margin, 0.0), LARGEST_MARGIN)
+                missed = took > expected * exp(before.margin)
+                step = max(LEAST_STEP, before.margin / 2)
+                margin = before.margin + step * ((1.0 if missed else 0.0) - MISSES)
+                self._margin = min(max(margin, 0.0), LARGEST_MARGIN)
+            self._levels = _learnt(before, kept, timings_ms)
+            self._learnt_s = self._clock()
+
+    def _forecast(self, sizes: Sizes, calibration: Calibration) -> Forecast:
+        """Return what is believed now: levels fade, as a refused request teaches nothing."""
+        faded = exp(-max(0.0, self._clock() - self._learnt_s) / FADE_S)
+        levels: dict[Stage, float] = {s: level * faded for s, level in self._levels.items()}
+        return Forecast(sizes, calibration.stages, levels, self._margin)
+
+
+def _learnt(before: Forecast, kept: int, timings_ms: Mapping[str, float]) -> dict[Stage, float]:
+    """Return the levels after a request.
+
+    A stage that did not run goes along with those that did: all levels tell of one machine.
+    """
+    ran = _BEFORE if "prefill" not in timings_ms else STAGES  # a broken selection tells nothing
+    own = {stage: before.stage_ms(stage, kept) for stage in ran if stage in timings_ms}
+    whole = {stage: ms for stage, ms in own.items() if ms and timings_ms[stage] >= CACHED * ms}
+    if not whole:
+        return dict(before.levels)
+    together = sum(timings_ms[stage] for stage in whole) / sum(whole.values())
+    levels: dict[Stage, float] = {}
+    for stage in STAGES:
+        ratio = timings_ms[stage] / whole[stage] if stage in whole else together
+        step = _bounded(log(ratio), LARGEST_STEP)
+        level = before.levels[stage] + (RISE if step > 0 else FALL) * step
+        levels[stage] = _bounded(level, LARGEST_LEVEL)
+    return levels
 
 
 def open_latency(bundle: Bundle, backend: Backend, threads: int | None) -> Latency:

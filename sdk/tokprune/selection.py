@@ -43,9 +43,11 @@ def select(
         RequestInvalid: the budget needs scores, and the selector gives none.
     """
     total = len(vision.where)
+    asked = isinstance(budget, (KeepRatio, KeepCount))  # else the device decides how few stay
+    split = None if asked or not total else fair(ranking, vision)
 
     def chosen(k: int) -> Int64[Array, " k"]:
-        return with_newlines(_take(ranking, vision, budget, k), vision.where, k)
+        return with_newlines(split(k) if split else ranking.take, vision.where, k)
 
     everything = Plan(0, None, "all")  # a conversation without pictures, so far
     applied = plan(budget, ranking, vision, chosen, clock) if total else everything
@@ -102,13 +104,6 @@ def unless_all(selector: Selector, budget: Budget, clock: Clock | None = None) -
         return selector(prompt, vision, first)
 
     return ranked
-
-
-def _take(ranking: Ranking, vision: VisionTokens, budget: Budget, k: int) -> Take:
-    """Let no region go blind where the device chose how few tokens stay, not the user."""
-    if isinstance(budget, (KeepRatio, KeepCount)):
-        return ranking.take
-    return fair(ranking, vision, k)
 
 
 def with_newlines(take: Take, where: Int32[Array, "n 7"], k: int) -> Int64[Array, " k"]:

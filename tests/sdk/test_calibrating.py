@@ -16,8 +16,9 @@ from tokprune.commands import calibrate as command
 from tokprune.commands.calibrate import Calibrate, run_calibrate
 from tokprune.errors import EngineTooSmall, NotCalibrated, RequestInvalid
 from tokprune.graphs import FirstLayerGraph, VisionEncoder
-from tokprune.latency import open_latency, sizes_of
+from tokprune.latency import open_latency
 from tokprune.model import Model
+from tokprune.request_sizes import sizes_of
 from tokprune_runtimes import Carry, Graph
 
 pytestmark = pytest.mark.demo

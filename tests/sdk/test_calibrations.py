@@ -21,7 +21,8 @@ from tokprune.calibrations import (
 from tokprune.engines.folders import engine_folders
 from tokprune.errors import NotCalibrated
 from tokprune.files import sha256_file
-from tokprune.latency import Sizes, open_latency
+from tokprune.latency import open_latency
+from tokprune.request_sizes import Sizes
 
 SIZES = Sizes((100,), 50, 20, 1)
 

@@ -12,7 +12,8 @@ from tokprune import Ranking
 from tokprune.budgets import Auto, Deadline, KeepCount
 from tokprune.calibrations import STAGES, Stage
 from tokprune.errors import BudgetImpossible, NotCalibrated
-from tokprune.latency import Forecast, Latency, Sizes, sizes_of, stage_size
+from tokprune.latency import Forecast, Latency
+from tokprune.request_sizes import Sizes, sizes_of, stage_size
 from tokprune.types import Prepared
 
 SIZES = Sizes(patches=(100_000, 50_000), vision_tokens=729, text_rows=40, frames=1)
@@ -27,8 +28,13 @@ def timings(kept: int, factor: float = 1.0) -> dict[str, float]:
     return {stage: factor * true_ms(stage, SIZES, kept) for stage in STAGES}
 
 
+def still() -> Latency:
+    """A model in whose world no time passes between requests."""
+    return Latency(calibration(), clock=lambda: 0.0)
+
+
 def machine(slower: Callable[[], float] = lambda: 1.0, *, noise: float = 0.0, seed: int = 0):
-    return Machine(SIZES, VISION, RANKING, Latency(calibration()), slower, noise, seed)
+    return Machine(SIZES, VISION, RANKING, slower, noise, seed)
 
 
 def test_without_calibration_a_forecast_names_what_to_do() -> None:
@@ -91,6 +97,19 @@ def test_an_impossible_deadline_is_refused_before_anything_runs_with_numbers() -
         forecast.check(budget)
 
 
+def test_a_deadline_that_all_tokens_meet_unchosen_is_not_refused() -> None:
+    few = Sizes((10_000,), vision_tokens=20, text_rows=40, frames=1)
+    whole = true_ms("vision", few, 0) + true_ms("prefill", few, 20)
+    floor = sum(true_ms(stage, few, 16) for stage in STAGES)
+    assert whole < floor
+    forecast = Latency(calibration()).forecast(few)
+    forecast.check(Deadline(whole + 0.1))
+    with pytest.raises(BudgetImpossible, match="20 vision tokens"):
+        forecast.check(Deadline(whole - 0.1))
+    with pytest.raises(BudgetImpossible, match="16 vision tokens"):
+        forecast.check(Auto(whole + 0.1))  # which must score to know what is needed
+
+
 def test_the_floor_of_a_check_is_four_a_frame() -> None:
     film = Sizes((100_000,), 729, 40, frames=32)
     with pytest.raises(BudgetImpossible, match="128 vision tokens"):
@@ -98,7 +117,7 @@ def test_the_floor_of_a_check_is_four_a_frame() -> None:
 
 
 def test_one_answer_of_a_slower_machine_is_half_believed_and_ten_wholly() -> None:
-    latency = Latency(calibration())
+    latency = still()
     levels = [1.0]
     for _ in range(10):
         latency.learn(SIZES, 200, timings(200, 2.0))
@@ -110,7 +129,7 @@ def test_one_answer_of_a_slower_machine_is_half_believed_and_ten_wholly() -> Non
 
 
 def test_levels_fall_slowly() -> None:
-    latency = Latency(calibration())
+    latency = still()
     for _ in range(20):
         latency.learn(SIZES, 200, timings(200, 2.0))
     for _ in range(5):
@@ -124,7 +143,7 @@ def test_levels_fall_slowly() -> None:
 
 
 def test_one_pause_of_the_system_does_not_change_what_is_believed_much() -> None:
-    latency = Latency(calibration())
+    latency = still()
     latency.learn(SIZES, 200, {**timings(200), "prefill": 60_000.0})
     found = latency.forecast(SIZES).stage_ms("prefill", 200) / true_ms("prefill", SIZES, 200)
     assert 1.0 < found < 1.5
@@ -136,7 +155,7 @@ def test_this_very_request_tells_how_fast_the_machine_is() -> None:
     slow = {stage: 2 * true_ms(stage, SIZES, 0) for stage in BEFORE}
     quick = {stage: 0.5 * true_ms(stage, SIZES, 0) for stage in BEFORE}
     assert forecast.rest_ms(200, slow).p50_ms / plain == pytest.approx(2, rel=0.05)
-    assert 0.5 < forecast.rest_ms(200, quick).p50_ms / plain < 0.7  # good news less than bad
+    assert 0.7 < forecast.rest_ms(200, quick).p50_ms / plain < 0.85  # good news less than bad
     assert forecast.cap(300, 0, slow, 729) < forecast.cap(300, 0, {}, 729)
     assert forecast.prefill_ms(200, slow).p50_ms > forecast.prefill_ms(200).p50_ms
 
@@ -156,11 +175,45 @@ def test_a_short_stage_tells_less_than_a_long_one() -> None:
 
 
 def test_a_stage_that_a_cache_answered_is_not_learnt() -> None:
-    latency = Latency(calibration())
+    latency = still()
     latency.learn(SIZES, 200, {**timings(200), "vision": 0.1})
     assert latency.forecast(SIZES).stage_ms("vision", 0) == pytest.approx(
         true_ms("vision", SIZES, 0)
     )
+
+
+def test_a_request_that_broke_off_moves_all_levels_alike() -> None:
+    latency = still()
+    slow = {stage: 1.5 * true_ms(stage, SIZES, 0) for stage in BEFORE}
+    latency.learn(SIZES, 0, {**slow, "select": 50.0})  # where it was refused
+    levels = latency.forecast(SIZES).levels
+    assert set(levels) == set(STAGES)
+    for level in levels.values():
+        assert level == pytest.approx(0.5 * np.log(1.5))
+
+
+def test_what_nothing_confirms_is_forgotten_so_that_no_refusal_lasts() -> None:
+    slow = [4.0]
+    paper = machine(lambda: slow[0])
+    budget = Deadline(150)
+    outcomes: list[str] = []
+
+    def outcome() -> str:
+        try:
+            return paper.ask(budget)[0].reason
+        except BudgetImpossible:
+            return "impossible"
+
+    def ask_for(seconds: float) -> None:
+        until = paper.now_s + seconds
+        while paper.now_s < until:
+            outcomes.append(outcome())
+
+    ask_for(20)
+    assert set(outcomes[-10:]) == {"impossible"}
+    slow[0] = 1.0
+    ask_for(60)
+    assert set(outcomes[-10:]) == {"deadline"}
 
 
 def margin(latency: Latency) -> float:
@@ -169,7 +222,7 @@ def margin(latency: Latency) -> float:
 
 
 def test_the_margin_starts_from_calibration_shrinks_with_hits_and_grows_with_misses() -> None:
-    latency = Latency(calibration(spread=1.5))
+    latency = Latency(calibration(spread=1.5), clock=lambda: 0.0)
     assert margin(latency) == pytest.approx(1.5)
     for _ in range(50):
         latency.learn(SIZES, 100, timings(100))
@@ -180,8 +233,8 @@ def test_the_margin_starts_from_calibration_shrinks_with_hits_and_grows_with_mis
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
-def test_one_request_in_twenty_misses_its_p95_whatever_the_noise(noise: float) -> None:
-    latency = Latency(calibration())
+def test_less_than_one_request_in_twenty_misses_its_p95_whatever_the_noise(noise: float) -> None:
+    latency = still()
     random = np.random.default_rng(1)
     misses = 0
     for _ in range(2000):
@@ -192,11 +245,11 @@ def test_one_request_in_twenty_misses_its_p95_whatever_the_noise(noise: float) -
         after = took["select"] + took["prefill"]
         misses += after > latency.forecast(SIZES).rest_ms(100, so_far).p95_ms
         latency.learn(SIZES, 100, took)
-    assert 0.03 < misses / 2000 < 0.07
+    assert 0.015 < misses / 2000 < 0.045  # aimed at 3 %: too few would waste tokens
 
 
 def test_forecasts_are_not_changed_by_what_is_learnt_later() -> None:
-    latency = Latency(calibration())
+    latency = still()
     forecast = latency.forecast(SIZES)
     before = forecast.rest_ms(100)
     latency.learn(SIZES, 100, timings(100, 2.0))
@@ -205,7 +258,7 @@ def test_forecasts_are_not_changed_by_what_is_learnt_later() -> None:
 
 
 def test_many_threads_may_ask_and_learn() -> None:
-    latency = Latency(calibration())
+    latency = still()
     found: list[Forecast] = []
 
     def work(number: int) -> None:
@@ -280,7 +333,8 @@ def test_the_same_load_breaks_a_model_that_learns_nothing() -> None:
             return Deaf(plain.sizes, plain.curves, plain.levels, plain.margin)
 
     load = Load(2.0, 25, seed=0)
-    paper = Machine(SIZES, VISION, RANKING, DeafLatency(calibration()), load, 0.05)
+    paper = machine(load, noise=0.05)
+    paper.latency = DeafLatency(calibration())
     ratios = [paper.ask(Deadline(330), learn=False)[1] / 330 for _ in range(300)]
     assert np.percentile(ratios, 95) > 1.3
 

@@ -6,8 +6,9 @@ from timed_machine import Machine, calibration, true_ms
 from tokprune import Ranking, RequestInvalid
 from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepMass, KeepRatio
 from tokprune.errors import BudgetImpossible, NotCalibrated
-from tokprune.latency import Latency, Sizes
+from tokprune.latency import Latency
 from tokprune.plans import Timing, keeps_all, needed
+from tokprune.request_sizes import Sizes
 from tokprune.selection import keep_all, select, unless_all, with_newlines
 from tokprune.selectors import SELECTORS
 from tokprune.types import FirstLayer, Prompt, Scores, VisionTokens
@@ -241,7 +242,7 @@ def test_what_choosing_would_cost_is_spared_where_all_fits_without_it() -> None:
     whole = vision_ms + 1.1 * true_ms("prefill", SIZES, TOTAL)
     assert keeps_all(Deadline(whole + 0.1), TOTAL, lambda: timing(vision_ms))
     assert not keeps_all(Deadline(whole - 0.1), TOTAL, lambda: timing(vision_ms))
-    machine = Machine(SIZES, VISION, RANKING, Latency(calibration()))
+    machine = Machine(SIZES, VISION, RANKING)
     kept, ttft_ms = machine.ask(Deadline(whole + 0.1))
     assert (kept.kept, kept.reason) == (TOTAL, "all")
     assert ttft_ms == pytest.approx(vision_ms + true_ms("prefill", SIZES, TOTAL))

@@ -73,14 +73,14 @@ def run_calibrate(command: Calibrate) -> int:
 def measure(loaded: Model, threads: int | None, seconds: float | int) -> Calibration:
     """Measure with progress on stderr, the plan said before."""
     console = Console(stderr=True)
-    with _bar(console) as show:
+    with CalibrationProgress(console) as show:
         plan = plan_calibration(loaded, seconds=seconds, progress=show)
     console.print(str(plan), soft_wrap=True, highlight=False)
-    with _bar(console) as show:
+    with CalibrationProgress(console) as show:
         return calibrate(loaded, plan, threads=threads, progress=show)
 
 
-class _bar:  # noqa: N801 # used as a function
+class CalibrationProgress:
     """A line on stderr: what is measured, step of how many."""
 
     def __init__(self, console: Console) -> None:
