@@ -63,6 +63,7 @@ class Task:
     owner: KvOwner | None = None  # who will ask again about the same rows
     each_alone: bool = False  # the budget is for each picture, whatever is beside it
     seen: VisionTokens | None = None  # these media, encoded before
+    pinned: Selection | None = None  # what was chosen of them before, by the same rule
 
 
 def check_fits(task: Task, limits: Limits) -> None:
@@ -158,10 +159,10 @@ def _pipeline(
         select=watch.timed("select", partial(select, clock=clock)),
         llm=llm,
     )
-    return _each_alone(whole, chosen, task.prompt, watch) if task.each_alone else whole
+    return _each_alone(whole, chosen, task, watch) if task.each_alone else whole
 
 
-def _each_alone(whole: Pipeline, chosen: Selector, prompt: Prompt, watch: Stopwatch) -> Pipeline:
+def _each_alone(whole: Pipeline, chosen: Selector, task: Task, watch: Stopwatch) -> Pipeline:
     """Return the flow where every picture is ranked without the others and the question."""
 
     def rank_later(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
@@ -169,11 +170,11 @@ def _each_alone(whole: Pipeline, chosen: Selector, prompt: Prompt, watch: Stopwa
         return keep_all(len(vision.where))
 
     def rank(vision: VisionTokens) -> Ranking:
-        return chosen(prompt, vision, _no_first)
+        return chosen(task.prompt, vision, _no_first)
 
     def select_alone(ranking: Ranking, vision: VisionTokens, budget: Budget) -> Selection:
         del ranking
-        return select_each(rank, vision, budget)
+        return task.pinned or select_each(rank, vision, budget)
 
     return replace(whole, selector=rank_later, select=watch.timed("select", select_alone))
 

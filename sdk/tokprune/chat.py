@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from typing_extensions import Unpack
 
-from tokprune.budgets import BudgetLike
+from tokprune.budgets import BudgetLike, budget_of
 from tokprune.errors import Busy, RequestInvalid
 from tokprune.kv import KvOwner
 from tokprune.model import Pictures, Shows, media_of
@@ -23,7 +23,7 @@ from tokprune.request import AskOptions, options_of
 from tokprune.runtime import Ask, Layout, Runtime
 from tokprune.selectors import Selector
 from tokprune.stream import AnswerStream
-from tokprune.types import Answer, Clip, Medium, Prepared, VisionTokens
+from tokprune.types import Answer, Clip, Medium, Prepared, Selection, VisionTokens
 
 Part: TypeAlias = str | Shows  # words, or a picture or video (no path as a string)
 Question: TypeAlias = str | Sequence[Part]
@@ -37,6 +37,8 @@ class History:
     media: tuple[Medium, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     seen: VisionTokens | None = None
+    rule: tuple[object, object] | None = None  # budget and selector that chose of them, if pinned
+    selection: Selection | None = None
 
 
 class Chat:
@@ -172,21 +174,23 @@ class Chat:
             pinning(selector)
         if not self._lock.acquire(blocking=False):
             raise Busy("This chat is still answering: wait for it, cancel it, or begin another")
+        by = self._selector if selector is None else selector
+        rule = (budget_of(chosen), by) if self._pin else None
         made: list[tuple[Turn, tuple[Medium, ...]]] = []
 
         def layout() -> Layout:
             made.append(self._turn(question, image))
-            return self._layout(*made[0])
+            return self._layout(*made[0], rule)
 
         def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
             turn, media = made[0]
             turns = (*self.turns, Turn(turn.content, answer.text))
-            self._keep(History(turns, media, layout.media, vision))
+            self._keep(History(turns, media, layout.media, vision, rule, answer.selection))
 
         return Ask(
             layout=layout,
             budget=chosen,
-            selector=self._selector if selector is None else selector,
+            selector=by,
             options=checked,
             owner=self._owner,
             each_alone=self._pin,
@@ -209,12 +213,15 @@ class Chat:
                 media.extend(_own(shown) for shown in media_of(part))
         return Turn(tuple(content)), tuple(media)
 
-    def _layout(self, turn: Turn, media: tuple[Medium, ...]) -> Layout:
+    def _layout(
+        self, turn: Turn, media: tuple[Medium, ...], rule: tuple[object, object] | None
+    ) -> Layout:
         history, model = self._history, self._runtime.model
         conversation = Conversation((*history.turns, turn), self._system)
         if history.prepared and len(media) == len(history.media):
             prompt = model.prompt(conversation, history.prepared)
-            return Layout(prompt, history.prepared, history.seen)
+            pinned = history.selection if rule is not None and rule == history.rule else None
+            return Layout(prompt, history.prepared, history.seen, pinned)
         return Layout(*model.prepare_conversation(conversation, media))
 
     def _keep(self, history: History) -> None:

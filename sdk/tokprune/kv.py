@@ -127,7 +127,7 @@ class KvPool:
         with self._lock:
             cache = self._found(owner)
             mine = cache is not None and cache.owner is owner
-            room = rows if owner is None or mine else 2 * rows  # a chat grows
+            room = rows if owner is None else 2 * rows  # a chat grows
             room = max(rows, min(-(-room // STEP) * STEP, self._longest))
             if cache is not None:
                 self._caches.remove(cache)

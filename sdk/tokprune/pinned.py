@@ -11,7 +11,7 @@ from tokprune.request import AskOptions, options_of
 from tokprune.runtime import Ask, Layout, Runtime
 from tokprune.selectors import AGNOSTIC, Selector
 from tokprune.stream import AnswerStream
-from tokprune.types import Answer, VisionTokens
+from tokprune.types import Answer, Selection, VisionTokens
 
 PIN_SELECTOR = "spread"
 
@@ -50,6 +50,7 @@ class Pinned:
         self._shown = tuple(Shown(index) for index in range(len(media)))
         self._prepared = runtime.model.processor.prepare(media)
         self._seen: VisionTokens | None = None
+        self._selection: Selection | None = None
 
     def ask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
         """Answer a question about the pictures. Raises what `VLM.ask` does."""
@@ -72,11 +73,11 @@ class Pinned:
         def layout() -> Layout:
             conversation = Conversation((Turn((*self._shown, question)),), self._system)
             prompt = self._runtime.model.prompt(conversation, self._prepared)
-            return Layout(prompt, self._prepared, self._seen)
+            return Layout(prompt, self._prepared, self._seen, self._selection)
 
         def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
-            del answer, layout
-            self._seen = vision
+            del layout
+            self._seen, self._selection = vision, answer.selection
 
         return Ask(
             layout=layout,

@@ -20,7 +20,7 @@ from tokprune.request import Options
 from tokprune.selectors import Selector
 from tokprune.stopwatch import Stopwatch
 from tokprune.stream import AnswerStream, Channel, wake
-from tokprune.types import Answer, Prepared, Prompt, VisionTokens
+from tokprune.types import Answer, Prepared, Prompt, Selection, VisionTokens
 from tokprune.worker import Ticket, Worker
 
 
@@ -31,6 +31,7 @@ class Layout:
     prompt: Prompt
     media: tuple[Prepared, ...]
     seen: VisionTokens | None = None
+    pinned: Selection | None = None  # what was chosen of them before, by the same rule
 
 
 T = TypeVar("T")
@@ -166,6 +167,7 @@ class Runtime:
             owner=ask.owner,
             each_alone=ask.each_alone,
             seen=layout.seen,
+            pinned=layout.pinned,
         )
 
 

@@ -128,9 +128,9 @@ def _told(talk: _Talk, name: str, rest: str) -> bool:
     """Obey a line that begins with a slash."""
     match name:
         case "image":
-            talk.media.append(load_picture(Path(rest).expanduser()))
+            talk.media.append(load_picture(_path(name, rest)))
         case "video":
-            talk.media.append(load_video(Path(rest).expanduser()))
+            talk.media.append(load_video(_path(name, rest)))
         case "budget":
             talk.budget = parse_budget(rest)
         case "undo":
@@ -143,6 +143,12 @@ def _told(talk: _Talk, name: str, rest: str) -> bool:
             names = ["image", "video", "budget", "undo", "help", "quit"]
             raise RequestInvalid(unknown("command", name, names))
     return True
+
+
+def _path(name: str, rest: str) -> Path:
+    if not rest:
+        raise RequestInvalid(f"/{name} needs a file: /{name} FILE")
+    return Path(rest).expanduser()
 
 
 @contextmanager
