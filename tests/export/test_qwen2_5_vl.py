@@ -172,7 +172,7 @@ def test_unpruned_answers_are_those_of_transformers(
     seen, logits = recorded(tokprune.load(exported.bundle, threads=1))
     answer = seen.ask(media, QUESTION, 1.0, max_new_tokens=NEW_TOKENS)
     inputs = reference.inputs(media)
-    prompt, _ = seen.prepare(media, QUESTION)
+    prompt, _ = seen.model.prepare(media, QUESTION)
     assert prompt.ids.tolist() == inputs["input_ids"][0].tolist()
     ids, theirs = reference.answer(inputs)
     assert close(np.stack(logits), theirs[: len(logits)])
