@@ -6,6 +6,8 @@ from threading import Condition, RLock, Thread
 
 from tokprune.control import Control
 
+LONGEST_WAIT_S = 3600.0  # at a time: a condition takes no time of thousands of years
+
 
 class Alarms:
     """One thread that sees deadlines pass, of requests that run or wait."""
@@ -34,7 +36,7 @@ class Alarms:
         with self._changed:
             left = [item for item in self._due if item[2] is not control]
             if len(left) != len(self._due):
-                self._due = left
+                self._due[:] = left  # the same list: a signal handler may be within `add`
                 heapq.heapify(self._due)
 
     def close(self) -> None:
@@ -51,7 +53,7 @@ class Alarms:
                     wait_s = self._due[0][2].due_s() if self._due else None
                     if wait_s is not None and wait_s <= 0:
                         break
-                    self._changed.wait(wait_s)
+                    self._changed.wait(wait_s and min(wait_s, LONGEST_WAIT_S))
                 if self._closed:
                     return
                 control = heapq.heappop(self._due)[2]

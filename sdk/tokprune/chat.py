@@ -6,7 +6,7 @@ the LLM has computed for them serves every later question.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TypeAlias
 
@@ -225,7 +225,10 @@ class Chat:
         return Layout(*model.prepare_conversation(conversation, media))
 
     def _keep(self, history: History) -> None:
-        self._before.append(self._history)
+        before = self._history
+        if len(before.media) < len(history.media):  # cut and encoded again if it is returned to
+            before = replace(before, prepared=(), seen=None)
+        self._before.append(before)
         self._history = history
 
     def _alone(self) -> "_Alone":
@@ -233,8 +236,10 @@ class Chat:
 
 
 def _own(medium: Medium) -> Medium:
-    """Copy an array that its owner may write over: a chat looks at it again."""
-    return medium if isinstance(medium, Clip) else np.array(medium)
+    """Copy arrays that their owner may write over: a chat looks at them again."""
+    if isinstance(medium, Clip):
+        return replace(medium, frames=np.array(medium.frames))
+    return np.array(medium)
 
 
 class _Alone:

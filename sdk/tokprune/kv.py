@@ -11,6 +11,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from tokprune.types import Array
@@ -85,7 +86,7 @@ class KvCache:
         """Remember rows that a step has just added. Without an owner their number is enough."""
         self.length += rows.embeds.shape[1]
         if self._owner is not None:
-            self._held.append(rows)
+            self._held.append(Rows(*map(_alone, rows)))
 
     def _common(self, rows: Rows) -> int:
         """Return how many rows from the first on are those held."""
@@ -168,6 +169,12 @@ def _alike(first: Rows, second: Rows) -> Bool[Array, " t"]:
     embeds = (first.embeds[0] == second.embeds[0]).all(axis=1)
     positions = (first.positions == second.positions).all(axis=(0, 1))
     return embeds & positions & (first.bias == second.bias)
+
+
+def _alone(array: Array) -> Array:
+    """Return an array that does not keep a much larger one in memory."""
+    whole: Array | None = array.base
+    return np.array(array) if whole is not None and whole.nbytes > 2 * array.nbytes else array
 
 
 def part(rows: Rows, start: int, end: int) -> Rows:

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from threading import Event, Lock
+from traceback import clear_frames
 from typing import Generic, TypeAlias, TypeVar
 
 from tokprune.answering import State, Task, answer, check_fits
 from tokprune.budgets import BudgetLike, budget_of
 from tokprune.choices import choice_tree
 from tokprune.control import Control
-from tokprune.errors import TokpruneError
+from tokprune.errors import Cancelled, TokpruneError
 from tokprune.guarding import memory_guarded
 from tokprune.kv import KvOwner
 from tokprune.llm import check_text
@@ -94,20 +95,25 @@ class Runtime:
                 self.worker.release(ticket)
             self._refused(ask, error)
             raise
-        claim = Lock()  # by the thread that starts it, or by us where none ever will
+        return await self._start_async(ask, ticket, watch)
 
-        def start() -> AnswerStream | None:
-            return self._start(ask, ticket, watch) if claim.acquire(blocking=False) else None
+    async def _start_async(self, ask: Ask, ticket: Ticket, watch: Stopwatch) -> AnswerStream:
+        """Prepare on another thread. There may be none free for long: the task may end before."""
+        begun = Lock()  # whoever takes it sees to the end of the request
+
+        def start() -> AnswerStream:
+            if begun.acquire(blocking=False):
+                return self._start(ask, ticket, watch)
+            raise Cancelled("The task was cancelled before its pictures were read")
 
         try:
-            started = await asyncio.to_thread(start)
-        except asyncio.CancelledError as error:
-            if claim.acquire(blocking=False):
+            return await asyncio.to_thread(start)
+        except BaseException as error:  # the task's cancellation among them
+            ticket.control.cancel()
+            if begun.acquire(blocking=False):
                 self.worker.release(ticket)
                 self._refused(ask, error)
             raise
-        assert started is not None  # nobody else could claim it
-        return started
 
     def alone(self, errand: Callable[[], T]) -> T:
         """Run something on the worker, between requests, and wait for it.
@@ -137,12 +143,13 @@ class Runtime:
         channel = Channel()
         job = _Job(self, ask, layout, task, ticket.control, watch, channel)
         self.worker.start(ticket, job)
-        return AnswerStream(channel, ticket.control)
+        return AnswerStream(channel, ticket.control, ask.ended)
 
     def _refused(self, ask: Ask, error: BaseException) -> None:
         """Count a request that never came to the worker."""
         ask.ended()
-        self.state.stats.record_error(code_of(error))
+        if not self.worker.forked:
+            self.state.stats.record_error(code_of(error))
 
     def _task(self, ask: Ask, layout: Layout) -> Task:
         name, make = self.model.selector(ask.selector)
@@ -182,6 +189,8 @@ def _begin(ask: Ask) -> tuple[Stopwatch, Control]:
 
 def code_of(error: BaseException) -> str:
     """Return the code that statistics count an error under."""
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt)):
+        return Cancelled.code
     return error.code if isinstance(error, TokpruneError) else "internal"
 
 
@@ -214,6 +223,19 @@ class _Errand(Generic[T]):
         return self._results[0]
 
 
+def _empty_frames(error: BaseException) -> None:
+    """Free what was on the stack when an error was raised, pictures among it; keep its lines.
+
+    Or it would be there for as long as anybody keeps the error, which the first frame does.
+    """
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next  # that frame still runs
+    each: BaseException | None = error
+    while each is not None:
+        clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
+
+
 class _Job:
     """A request on the worker."""
 
@@ -235,6 +257,7 @@ class _Job:
         self._watch = watch
         self._channel = channel
         self._queued_ms = watch.elapsed_ms()
+        self._wanted = False  # nobody can give the answer up any more
 
     def run(self) -> None:
         """Answer, and hand everything to the channel."""
@@ -251,13 +274,15 @@ class _Job:
                     self._watch,
                     self._channel.give,
                 )
-            if not self._channel.abandoned:
+            self._wanted = self._channel.claim()
+            if self._wanted:
                 self._ask.done(made, self._layout, vision)
         except BaseException as error:  # a fault of ours too: whoever waits must hear of it
             self._end(error)
         else:
             runtime.state.stats.record(made)
-            self._ask.ended()
+            if self._wanted:
+                self._ask.ended()
             self._channel.finish(made)
 
     def fail(self, error: TokpruneError) -> None:
@@ -265,6 +290,9 @@ class _Job:
         self._end(error)
 
     def _end(self, error: BaseException) -> None:
+        _empty_frames(error)
         self._runtime.state.stats.record_error(code_of(error))
-        self._ask.ended()
+        if self._wanted or self._channel.claim():
+            self._ask.ended()
+        del self._ask, self._layout, self._task  # the frames know where they were called from
         self._channel.fail(error)

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
-from threading import Lock
+from threading import RLock
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ class StatsRecorder:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._began = clock()
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler may cancel a request within `snapshot`
         self._answers: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()

@@ -5,41 +5,51 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from threading import Condition
+from threading import Lock
 from types import TracebackType
 
 from tokprune.control import Control
+from tokprune.news import News
 from tokprune.types import Answer
 
 
 class Channel:
-    """Pieces of text from the worker's thread to another, or to an event loop."""
+    """Pieces of text from the worker's thread to another, or to an event loop.
+
+    One event loop reads it, or threads. Nothing here needs a lock, as a signal handler of the
+    reader's thread, or its garbage collector, may end the request in the middle of it.
+    """
 
     def __init__(self) -> None:
-        self._changed = Condition()
         self._pieces: deque[str] = deque()
+        self._news = News()  # of each piece, and of the end
         self._answer: Answer | None = None
         self._error: BaseException | None = None
         self._wake: Callable[[], object] | None = None
-        self.abandoned = False  # nobody will read any more
+        self._outcome = Lock()  # taken once: the answer counts, or nobody wants it any more
+
+    def claim(self) -> bool:
+        """Take the right to say how it ended; it is gone where `abandon` came first."""
+        return self._outcome.acquire(blocking=False)
+
+    def abandon(self) -> bool:
+        """Give the answer up; it is too late where `claim` came first."""
+        return self._outcome.acquire(blocking=False)
 
     def give(self, piece: str) -> None:
         """Hand over a piece."""
-        with self._changed:
-            self._pieces.append(piece)
-            self._notify()
+        self._pieces.append(piece)
+        self._notify()
 
     def finish(self, answer: Answer) -> None:
         """Hand over the answer; nothing comes after it."""
-        with self._changed:
-            self._answer = answer
-            self._notify()
+        self._answer = answer
+        self._notify()
 
     def fail(self, error: BaseException) -> None:
         """Hand over why there is no answer; nothing comes after it."""
-        with self._changed:
-            self._error = error
-            self._notify()
+        self._error = error
+        self._notify()
 
     @property
     def answer(self) -> Answer | None:
@@ -57,34 +67,38 @@ class Channel:
         Raises:
             TokpruneError: there is no answer, and why.
         """
-        with self._changed:
-            while not self._pieces and not self.ended:
-                self._changed.wait()
-            return self._next()
+        while True:
+            ended = self.ended  # looked at first: no piece comes after it
+            if self._pieces:
+                with suppress(IndexError):  # another thread may read too
+                    return self._pieces.popleft()
+            elif ended:
+                self._news.tell()  # and wait
+                return self._end()
+            else:
+                self._news.wait()
 
     async def take_async(self) -> str | None:
         """Wait for the next piece without holding up the event loop."""
         loop = asyncio.get_running_loop()
         while True:
             woken = loop.create_future()
-            with self._changed:
-                if self._pieces or self.ended:
-                    return self._next()
-                self._wake = partial(wake, loop, woken)
+            self._wake = partial(wake, loop, woken)  # before looking, so that nothing is missed
+            ended = self.ended
+            if self._pieces:
+                return self._pieces.popleft()
+            if ended:
+                return self._end()
             await woken
 
-    def _next(self) -> str | None:
-        if self._pieces:
-            return self._pieces.popleft()
+    def _end(self) -> None:
         if self._error is not None:
             raise self._error
-        return None
 
     def _notify(self) -> None:
-        self._changed.notify_all()
-        waiting, self._wake = self._wake, None
-        if waiting is not None:
-            waiting()
+        self._news.tell()
+        if self._wake is not None:
+            self._wake()
 
 
 class AnswerStream:
@@ -97,9 +111,19 @@ class AnswerStream:
     stops the work; no answer is made then.
     """
 
-    def __init__(self, channel: Channel, control: Control) -> None:
+    def __init__(
+        self, channel: Channel, control: Control, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        """Read a channel.
+
+        Args:
+            channel: what the worker writes to.
+            control: stops it.
+            ended: called if the answer is given up.
+        """
         self._channel = channel
         self._control = control
+        self._ended = ended
         self._closed = False
 
     def __iter__(self) -> Iterator[str]:
@@ -136,9 +160,10 @@ class AnswerStream:
 
     def close(self) -> None:
         """Stop the work, unless it is done."""
-        if not self._channel.ended:
-            self._closed = self._channel.abandoned = True
+        if self._channel.abandon():
+            self._closed = True
             self._control.cancel()
+            self._ended()
 
     @property
     def answer(self) -> Answer:
@@ -178,11 +203,14 @@ class AnswerStream:
 
 
 def wake(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> None:
-    """Wake who waits for a future on an event loop, if somebody still does. From any thread."""
+    """Wake who waits for a future, from any thread. In a loop that is closed nobody does."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(_resolve, future)
 
     def resolve() -> None:
         if not future.done():
             future.set_result(None)
 
-    with suppress(RuntimeError):  # the loop was closed meanwhile
-        loop.call_soon_threadsafe(resolve)
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

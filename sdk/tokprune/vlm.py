@@ -69,6 +69,7 @@ class VLM:
         self.model = model
         self.backends_refused = dict(backends_refused or {})  # faster ones "auto" could not take
         self._runtime = Runtime(model, state, Worker(admission, max_waiting))
+        # Not of this object: streams, chats and pinned pictures go on when it is let go of.
         self._closing = weakref.finalize(self._runtime, self._runtime.worker.close)
 
     @property
@@ -257,6 +258,8 @@ class VLM:
     def close(self) -> None:
         """Stop what runs, refuse what waits, and free caches. Also at the end of a `with` block."""
         self._closing()
+        if self._runtime.worker.forked:
+            return  # a lock of the caches may be held for ever
         self._runtime.state.vision_cache.clear()
         self._runtime.state.kv.clear()
 

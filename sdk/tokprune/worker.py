@@ -9,12 +9,13 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from threading import Condition, Event, RLock, Thread, current_thread
+from threading import Condition, RLock, Thread, current_thread
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from tokprune.alarms import Alarms
 from tokprune.control import Control
 from tokprune.errors import Busy, Closed, ForkDetected, RequestInvalid, TokpruneError, unknown
+from tokprune.news import News
 
 Admission: TypeAlias = Literal["wait", "reject", "latest"]
 ADMISSIONS: tuple[Admission, ...] = ("wait", "reject", "latest")
@@ -92,14 +93,21 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Requests behind the door that are not being answered yet, and those before it."""
-        with self._changed:
-            return len(self._inside) - (self._running is not None) + len(self._outside)
+        """Requests behind the door that are not being answered yet, and those before it.
+
+        Read without the lock, so that a fork can ask too: of a moment, not to the last request.
+        """
+        return max(0, len(self._inside) - self.running) + len(self._outside)
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a fork of the process that has the threads. Its locks may be held."""
+        return os.getpid() != self._pid
 
     def admit(self, control: Control) -> Ticket:
         """Go through the door; wait before it where that is the way.
@@ -109,8 +117,8 @@ class Worker:
             Cancelled, DeadlineExceeded: meanwhile.
             Closed, ForkDetected: nothing can be asked any more.
         """
-        granted = Event()
-        ticket = self.admit_later(control, granted.set)
+        granted = News()
+        ticket = self.admit_later(control, granted.tell)
         try:
             granted.wait()
         except BaseException:  # Ctrl-C: nobody waits any longer
@@ -120,26 +128,16 @@ class Worker:
 
     def admit_later(self, control: Control, granted: Granted) -> Ticket:
         """Like `admit` without waiting: `granted` is called when `admitted` will not wait."""
-        self._check()
         ticket = Ticket(control)
-        with self._changed:
-            if self._closed:
-                raise Closed("This VLM is closed: load the bundle again")
-            if self._admission == "latest":
-                self._replace()
-            if len(self._inside) < self._room:
-                self._inside.append(ticket)
-            elif self._admission == "wait":
-                self._outside.append((ticket, granted))
-            else:
-                waiting = len(self._inside) - (self._running is not None)
-                raise Busy(
-                    f"{waiting} requests wait already (max_waiting). Ask later, or load with "
-                    "admission='wait' or 'latest'"
-                )
-            inside = ticket in self._inside
-        self._alarms.add(control)
-        control.on_stop(lambda: self._stopped(ticket))
+        try:
+            self._check()
+            with self._changed:
+                inside = self._enter(ticket, granted)
+                self._alarms.add(control)
+                control.on_stop(lambda: self._stopped(ticket))
+        except BaseException:
+            self.release(ticket)
+            raise
         if inside or ticket.refused is not None:
             granted()
         return ticket
@@ -164,14 +162,17 @@ class Worker:
 
     def release(self, ticket: Ticket) -> None:
         """Give the place up."""
+        if self.forked:
+            ticket.control.done()
+            return
         with self._changed:
             if ticket.over:
                 return
             ticket.over = True
             if ticket in self._inside:
                 self._inside.remove(ticket)
-            else:
-                self._outside = deque(each for each in self._outside if each[0] is not ticket)
+            for each in [each for each in list(self._outside) if each[0] is ticket]:
+                self._outside.remove(each)
             granted = self._let_in()
             self._changed.notify_all()
         ticket.control.done()
@@ -181,7 +182,7 @@ class Worker:
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Stop what runs, refuse what waits, and end the threads."""
-        if os.getpid() != self._pid:
+        if self.forked:
             return  # the threads stayed with the parent, and a lock may be theirs for ever
         with self._changed:
             if self._closed:
@@ -198,16 +199,44 @@ class Worker:
                 _log.warning("the worker did not end within %g s: an engine holds it", timeout_s)
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
+        if self.forked:
             raise ForkDetected(
                 f"This VLM was loaded by process {self._pid}, and this is its fork {os.getpid()}: "
                 "an engine's threads do not survive fork(). Load the bundle in this process, or "
                 "start processes with multiprocessing's 'spawn' or 'forkserver'"
             )
+        if current_thread() is self._thread:
+            raise RequestInvalid(
+                "This thread answers requests, and would wait for itself: a selector must not ask "
+                "the VLM that runs it"
+            )
+
+    def _enter(self, ticket: Ticket, granted: Granted) -> bool:
+        """Put a ticket behind the door, or before it; tell which."""
+        if self._closed:
+            raise Closed("This VLM is closed: load the bundle again")
+        if self._admission == "latest":
+            self._replace()
+        if len(self._inside) < self._room:
+            self._inside.append(ticket)
+            return True
+        if self._admission == "wait":
+            self._outside.append((ticket, granted))
+            return False
+        waiting = len(self._inside) - self.running
+        raise Busy(
+            f"{waiting} requests wait already (max_waiting). Ask later, or load with "
+            "admission='wait' or 'latest'"
+        )
 
     def _replace(self) -> None:
-        """Turn away whoever waits: a newer request is there."""
-        for ticket in [each for each in self._inside if each is not self._running]:
+        """Turn away whoever waits: a newer request is there.
+
+        Where nothing runs, the oldest is about to. It stays: where requests come faster than one
+        can be prepared, none would ever be answered.
+        """
+        first = self._running or (self._inside[0] if self._inside else None)
+        for ticket in [each for each in self._inside if each is not first]:
             ticket.control.stop(Busy("A newer request took the place of this one"))
 
     def _let_in(self) -> list[Granted]:
@@ -223,14 +252,16 @@ class Worker:
 
         Its place is free at once; whoever prepares the request learns of it at `start`.
         """
+        if self.forked:
+            return
         error = ticket.control.error()
         with self._changed:
             if error is None or ticket.over or ticket is self._running:
                 return
-            grants = [grant for each, grant in self._outside if each is ticket]
+            grants = [grant for each, grant in list(self._outside) if each is ticket]
             ticket.refused = error
             job, ticket.job = ticket.job, None
-            if job is not None:
+            if ticket in self._queue:  # not yet, if a signal handler came between two lines there
                 self._queue.remove(ticket)
         if job is not None:
             job.fail(error)
@@ -251,6 +282,8 @@ class Worker:
             try:
                 if job is not None:
                     job.run()
+            except BaseException:  # the thread must go on: others wait for it
+                _log.exception("a request ended in a way that it must not")
             finally:
                 with self._changed:  # at once, or a newer request would take it for one that waits
                     self._running = None
