@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tokprune.budgets import Budget
-from tokprune.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
-from tokprune.latency import Forecast, Latency
-from tokprune.plans import Timing, keeps_all
-from tokprune.request_sizes import Sizes
 from tokprune.selection import keep_all, select
+from tokprune.timing.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
+from tokprune.timing.latency import Forecast, Latency
+from tokprune.timing.plans import Timing, keeps_all
+from tokprune.timing.request_sizes import Sizes
 from tokprune.types import Ranking, Selection, VisionTokens
 
 CURVES = {

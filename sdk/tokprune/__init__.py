@@ -28,9 +28,9 @@ from tokprune.loading import load
 from tokprune.memory_plan import MemoryPlan, memory_plan
 from tokprune.overlay import overlay
 from tokprune.pinned import Pinned
-from tokprune.request import AskOptions
+from tokprune.running.request import AskOptions
+from tokprune.running.stream import AnswerStream
 from tokprune.stats import Stats
-from tokprune.stream import AnswerStream
 from tokprune.tracing import write_trace
 from tokprune.types import Answer, Clip, Ranking, Region, Selection
 from tokprune.video import clip_of, load_video

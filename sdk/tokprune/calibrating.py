@@ -14,14 +14,23 @@ import numpy as np
 
 from tokprune.budgets import KeepCount
 from tokprune.bundle import MANIFEST
-from tokprune.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage, cores, device_name, fit
 from tokprune.errors import EngineTooSmall
 from tokprune.files import sha256_file
 from tokprune.llm import Generation, LanguageModel
 from tokprune.model import Model
-from tokprune.request_sizes import Sizes, sizes_of, stage_size
 from tokprune.selection import select
 from tokprune.selectors import SELECTORS
+from tokprune.timing.calibrations import (
+    SCHEMA,
+    STAGES,
+    Calibration,
+    Curve,
+    Stage,
+    cores,
+    device_name,
+    fit,
+)
+from tokprune.timing.request_sizes import Sizes, sizes_of, stage_size
 from tokprune.trial_requests import trial_requests
 from tokprune.types import Prepared, Prompt, Selection, VisionTokens
 from tokprune_runtimes import Backend

@@ -19,10 +19,10 @@ from tokprune.kv import KvOwner
 from tokprune.model import Pictures, Shows, media_of
 from tokprune.pinned import pinnable, pinning
 from tokprune.prompting import Content, Conversation, Shown, Turn
-from tokprune.request import AskOptions, options_of
-from tokprune.runtime import Ask, Layout, Runtime
+from tokprune.running.request import AskOptions, options_of
+from tokprune.running.runtime import Ask, Layout, Runtime
+from tokprune.running.stream import AnswerStream
 from tokprune.selectors import Selector
-from tokprune.stream import AnswerStream
 from tokprune.types import Answer, Clip, Medium, Prepared, Selection, VisionTokens
 
 Part: TypeAlias = str | Shows  # words, or a picture or video (no path as a string)

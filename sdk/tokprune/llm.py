@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from tokprune.choices import Choice, ChoiceTree, choose
 from tokprune.control import Control
 from tokprune.errors import ContextOverflow, RequestInvalid
 from tokprune.guarding import guarded
 from tokprune.kv import KvCache, KvOwner, KvPool, Rows, part
 from tokprune.manifest import Limits, LlmForm, LlmShape
-from tokprune.sampling import GREEDY, Sampling
+from tokprune.text.choices import Choice, ChoiceTree, choose
+from tokprune.text.sampling import GREEDY, Sampling
 from tokprune.types import Array, FinishReason, Prompt, Selection, VisionTokens
 from tokprune_runtimes import Carry, Graph, Loop
 

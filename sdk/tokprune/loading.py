@@ -25,14 +25,14 @@ from tokprune.errors import (
 from tokprune.families import FAMILIES
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.guarding import memory_guarded
-from tokprune.latency import open_latency
 from tokprune.llm import LanguageModel
 from tokprune.manifest import LlmForm
 from tokprune.memory_plan import memory_plan
 from tokprune.model import Model
+from tokprune.running.worker import Admission, check_admission
+from tokprune.timing.latency import open_latency
 from tokprune.vision_cache import VISION_CACHE_BYTES
 from tokprune.vlm import KV_SLOTS, VLM
-from tokprune.worker import Admission, check_admission
 from tokprune_runtimes import Backend, Graph, load_graph
 from tokprune_runtimes.errors import EngineError, EngineStale
 

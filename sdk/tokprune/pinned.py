@@ -7,10 +7,10 @@ from tokprune.errors import RequestInvalid
 from tokprune.kv import KvOwner
 from tokprune.model import Pictures, media_of
 from tokprune.prompting import Conversation, Shown, Turn
-from tokprune.request import AskOptions, options_of
-from tokprune.runtime import Ask, Layout, Runtime
+from tokprune.running.request import AskOptions, options_of
+from tokprune.running.runtime import Ask, Layout, Runtime
+from tokprune.running.stream import AnswerStream
 from tokprune.selectors import AGNOSTIC, Selector
-from tokprune.stream import AnswerStream
 from tokprune.types import Answer, Selection, VisionTokens
 
 PIN_SELECTOR = "spread"

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from tokprune.allocation import fair
 from tokprune.budgets import Budget, KeepCount, KeepRatio, Plan
 from tokprune.canvas import members, newlines_last, row_ends
-from tokprune.plans import Clock, keeps_all, plan
 from tokprune.selectors import Selector
+from tokprune.timing.plans import Clock, keeps_all, plan
 from tokprune.types import (
     COLUMN,
     KIND,

@@ -9,23 +9,23 @@ from typing import Literal
 import numpy as np
 from typing_extensions import Unpack
 
-from tokprune.answering import State
 from tokprune.budgets import Auto, BudgetLike, Deadline, KeepRatio, budget_of
 from tokprune.bundle import Bundle
 from tokprune.calibrating import SECONDS, calibrate, plan_calibration
-from tokprune.calibrations import Calibration, save_calibration
 from tokprune.chat import Chat
-from tokprune.latency import Latency
 from tokprune.model import Model, Pictures
 from tokprune.pinned import Pinned
-from tokprune.request import AskOptions, options_of
-from tokprune.runtime import Ask, Layout, Runtime
+from tokprune.running.answering import State
+from tokprune.running.request import AskOptions, options_of
+from tokprune.running.runtime import Ask, Layout, Runtime
+from tokprune.running.stream import AnswerStream
+from tokprune.running.worker import Admission, Worker
 from tokprune.selectors import Selector
 from tokprune.stats import Stats, StatsRecorder
-from tokprune.stream import AnswerStream
+from tokprune.timing.calibrations import Calibration, save_calibration
+from tokprune.timing.latency import Latency
 from tokprune.types import Answer
 from tokprune.vision_cache import VISION_CACHE_BYTES, VisionCache
-from tokprune.worker import Admission, Worker
 from tokprune_runtimes import Backend
 
 HealthState = Literal["ready", "busy", "closed"]

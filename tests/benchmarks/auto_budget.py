@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import track
 
 from tokprune.budgets import Auto, KeepRatio
-from tokprune.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
-from tokprune.latency import Latency
-from tokprune.plans import Timing
-from tokprune.request_sizes import sizes_of
 from tokprune.scenes import Split
 from tokprune.selection import keep_all, select
 from tokprune.selectors import SELECTORS
+from tokprune.timing.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
+from tokprune.timing.latency import Latency
+from tokprune.timing.plans import Timing
+from tokprune.timing.request_sizes import sizes_of
 from tokprune.types import Array, Ranking, Selection
 from tokprune.vlm import VLM
 from tokprune_export import answer_cells

@@ -32,9 +32,9 @@ from tokprune.budgets import Deadline
 from tokprune.calibrating import calibrate, plan_calibration
 from tokprune.errors import BudgetImpossible
 from tokprune.graphs import FirstLayerGraph
-from tokprune.latency import Latency
 from tokprune.model import Model
-from tokprune.request_sizes import Sizes
+from tokprune.timing.latency import Latency
+from tokprune.timing.request_sizes import Sizes
 from tokprune.types import Array
 from tokprune.vlm import VLM
 

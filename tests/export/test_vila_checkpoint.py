@@ -18,10 +18,10 @@ from tokprune.loading import open_tokenizer
 from tokprune.manifest import Chat, Tokens
 from tokprune.pipeline import Flow
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt
-from tokprune.request import Options
+from tokprune.running.request import Options
+from tokprune.running.writing import write
 from tokprune.stopwatch import Stopwatch
 from tokprune.types import Prepared, Prompt, Region, Selection, VisionTokens
-from tokprune.writing import write
 from tokprune_export.chat_template import Template, compile_chat, verify_chat
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.errors import ExportRefused

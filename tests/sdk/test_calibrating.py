@@ -11,14 +11,14 @@ import tokprune
 from tokprune import calibrating
 from tokprune.bundle import open_bundle
 from tokprune.calibrating import Plan, Step, calibrate, plan_calibration
-from tokprune.calibrations import STAGES, Curve, Stage, load_calibration
 from tokprune.commands import calibrate as command
 from tokprune.commands.calibrate import Calibrate, run_calibrate
 from tokprune.errors import EngineTooSmall, NotCalibrated, RequestInvalid
 from tokprune.graphs import FirstLayerGraph, VisionEncoder
-from tokprune.latency import open_latency
 from tokprune.model import Model
-from tokprune.request_sizes import sizes_of
+from tokprune.timing.calibrations import STAGES, Curve, Stage, load_calibration
+from tokprune.timing.latency import open_latency
+from tokprune.timing.request_sizes import sizes_of
 from tokprune_runtimes import Carry, Graph
 
 pytestmark = pytest.mark.demo

@@ -6,9 +6,9 @@ import pytest
 from timed_machine import calibration
 
 from tokprune.bundle import open_bundle
-from tokprune.calibration_states import list_calibrations
-from tokprune.calibrations import FILE, cores, device_name, save_calibration
 from tokprune.files import sha256_file
+from tokprune.timing.calibration_states import list_calibrations
+from tokprune.timing.calibrations import FILE, cores, device_name, save_calibration
 
 
 def test_every_calibration_is_listed_with_why_it_does_not_count(

@@ -8,9 +8,12 @@ import pytest
 import small_bundle
 from timed_machine import calibration
 
-from tokprune import calibrations
 from tokprune.bundle import Bundle, open_bundle, verify_bundle
-from tokprune.calibrations import (
+from tokprune.engines.folders import engine_folders
+from tokprune.errors import NotCalibrated
+from tokprune.files import sha256_file
+from tokprune.timing import calibrations
+from tokprune.timing.calibrations import (
     Calibration,
     device_name,
     fit,
@@ -18,11 +21,8 @@ from tokprune.calibrations import (
     load_calibration,
     save_calibration,
 )
-from tokprune.engines.folders import engine_folders
-from tokprune.errors import NotCalibrated
-from tokprune.files import sha256_file
-from tokprune.latency import open_latency
-from tokprune.request_sizes import Sizes
+from tokprune.timing.latency import open_latency
+from tokprune.timing.request_sizes import Sizes
 
 SIZES = Sizes((100,), 50, 20, 1)
 

@@ -12,8 +12,8 @@ from watchdog import Aside, watchdog
 
 from tokprune import Busy, Cancelled, CancelToken, Clip, ContextOverflow, RequestInvalid
 from tokprune.chat import Chat
-from tokprune.latency import Latency
 from tokprune.manifest import Cache
+from tokprune.timing.latency import Latency
 from tokprune.vlm import VLM
 
 

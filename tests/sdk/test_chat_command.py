@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import tokprune
-from tokprune.answering import STAGES
 from tokprune.commands.chat import ChatCommand, run_chat
+from tokprune.running.answering import STAGES
 from tokprune.scenes import suite
 from tokprune.types import Array
 from tokprune.vlm import VLM

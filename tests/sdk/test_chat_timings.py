@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tokprune
-from tokprune.answering import STAGES
 from tokprune.kv import KvOwner, KvPool
+from tokprune.running.answering import STAGES
 from tokprune.scenes import suite
 from tokprune.types import Answer, Array, First, Prompt, Ranking, VisionTokens
 from tokprune.vlm import VLM

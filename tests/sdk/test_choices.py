@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tokprune import RequestInvalid
-from tokprune.choices import Choice, ChoiceTree, choice_ids, choice_tree, choose
 from tokprune.manifest import Chat, Tokens
+from tokprune.text.choices import Choice, ChoiceTree, choice_ids, choice_tree, choose
 from tokprune.types import Array
 
 VOCAB, EOS = 12, frozenset({10, 11})
@@ -265,7 +265,7 @@ def test_a_choice_without_tokens_is_refused() -> None:
 
 
 def test_what_is_no_string_is_refused_where_nothing_checks_types() -> None:
-    code = "from tokprune.choices import choice_tree as t; t(['a', 3], None, None, None, 1)"
+    code = "from tokprune.text.choices import choice_tree as t; t(['a', 3], None, None, None, 1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "RequestInvalid: choices takes strings, got 3" in done.stderr
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tokprune import Cancelled, CancelToken, load
-from tokprune.answering import Task, answer
 from tokprune.llm import Continuation
+from tokprune.running.answering import Task, answer
 from tokprune.scenes import suite
 from tokprune.types import Array
 from tokprune.vlm import VLM
@@ -158,7 +158,7 @@ def test_answering_without_a_worker_is_the_same(vlm: VLM) -> None:
     """The worker adds nothing: `answering.answer` on this thread gives the same tokens."""
     from tokprune.budgets import KeepRatio
     from tokprune.control import Control
-    from tokprune.request import Options
+    from tokprune.running.request import Options
     from tokprune.stopwatch import Stopwatch
 
     (sample,) = list(suite("dev", 1, tokens=64))

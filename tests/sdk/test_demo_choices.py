@@ -9,11 +9,11 @@ import pytest
 
 from tokprune import load
 from tokprune.budgets import KeepRatio
-from tokprune.choices import ChoiceTree, choice_ids, choice_tree, choose
 from tokprune.llm import Call, LanguageModel, feeds_of
 from tokprune.manifest import Chat
 from tokprune.scenes import suite
 from tokprune.selection import keep_all, select
+from tokprune.text.choices import ChoiceTree, choice_ids, choice_tree, choose
 from tokprune.types import Array, Prompt, VisionTokens
 from tokprune.vlm import VLM
 

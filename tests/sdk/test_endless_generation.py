@@ -11,7 +11,7 @@ from grids import prompt_for, vision_tokens
 
 from tokprune.llm import Generation, LanguageModel
 from tokprune.manifest import GraphSpec, Limits, LlmForm, LlmShape
-from tokprune.repetition import LONGEST_PERIOD, RepetitionGuard, repetitions_of
+from tokprune.text.repetition import LONGEST_PERIOD, RepetitionGuard, repetitions_of
 from tokprune.types import Selection
 from tokprune_runtimes import Array, Carry, Feeds, Interrupt
 

@@ -10,10 +10,10 @@ from timed_machine import Machine, calibration, true_ms
 
 from tokprune import Ranking
 from tokprune.budgets import Auto, Deadline, KeepCount
-from tokprune.calibrations import STAGES, Stage
 from tokprune.errors import BudgetImpossible, NotCalibrated
-from tokprune.latency import Forecast, Latency
-from tokprune.request_sizes import Sizes, sizes_of, stage_size
+from tokprune.timing.calibrations import STAGES, Stage
+from tokprune.timing.latency import Forecast, Latency
+from tokprune.timing.request_sizes import Sizes, sizes_of, stage_size
 from tokprune.types import Prepared
 
 SIZES = Sizes(patches=(100_000, 50_000), vision_tokens=729, text_rows=40, frames=1)

@@ -11,7 +11,7 @@ from grids import prompt_for, vision_tokens
 from tokprune import ContextOverflow, RequestInvalid
 from tokprune.llm import Call, Generation, LanguageModel, check_length, check_text, feeds_of
 from tokprune.manifest import Cache, GraphSpec, Limits, LlmForm, LlmShape, Tensor
-from tokprune.sampling import Sampling
+from tokprune.text.sampling import Sampling
 from tokprune.types import Selection
 from tokprune_runtimes import Array, Carry, Feeds, Interrupt
 

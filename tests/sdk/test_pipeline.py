@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokprune import Answer, KeepCount, RequestInvalid, overlay
 from tokprune.llm import Token
 from tokprune.pipeline import Pipeline
-from tokprune.request import Options
+from tokprune.running.request import Options
+from tokprune.running.writing import Written, write
 from tokprune.selection import select, unless_all
 from tokprune.selectors.baselines import attention
 from tokprune.stopwatch import Stopwatch
 from tokprune.types import First, FirstLayer, Prepared, Prompt, Selection, VisionTokens
-from tokprune.writing import Written, write
 
 VISION = vision_tokens((2, 3))
 SCORES = np.asarray([0, 5, 0, 0, 4, 0], np.float32)

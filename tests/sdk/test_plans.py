@@ -6,11 +6,11 @@ from timed_machine import Machine, calibration, true_ms
 from tokprune import Ranking, RequestInvalid
 from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepMass, KeepRatio
 from tokprune.errors import BudgetImpossible, NotCalibrated
-from tokprune.latency import Latency
-from tokprune.plans import Timing, keeps_all, needed
-from tokprune.request_sizes import Sizes
 from tokprune.selection import keep_all, select, unless_all, with_newlines
 from tokprune.selectors import SELECTORS
+from tokprune.timing.latency import Latency
+from tokprune.timing.plans import Timing, keeps_all, needed
+from tokprune.timing.request_sizes import Sizes
 from tokprune.types import FirstLayer, Prompt, Scores, VisionTokens
 
 VISION = vision_tokens((10, 20))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokprune.repetition import LONGEST_PERIOD, RepetitionGuard, repetitions_of
+from tokprune.text.repetition import LONGEST_PERIOD, RepetitionGuard, repetitions_of
 
 NEEDED = {  # tokens of an n-gram -> how often in a row; written out, not computed
     1: 64, 2: 32, 3: 22, 4: 16, 5: 13, 7: 10, 8: 8, 12: 6, 15: 5, 16: 4, 17: 4, 40: 4, 64: 4,

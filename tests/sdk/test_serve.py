@@ -16,7 +16,7 @@ from http_server import MODEL, Served, eventually, served
 from PIL import Image as Pillow
 from request_bodies import asking, data_url, noise, picture_part, text_part
 
-from tokprune.sampling import Sampler, Sampling
+from tokprune.text.sampling import Sampler, Sampling
 from tokprune.types import Answer
 
 openai = pytest.importorskip("openai", reason="openai is not installed (group dev)")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokprune import RequestInvalid
-from tokprune.stopping import StopStrings
+from tokprune.text.stopping import StopStrings
 
 FEW = st.text("ab\n", min_size=1, max_size=5)
 ANY = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
@@ -127,6 +127,6 @@ def test_senseless_stop_strings_are_refused(stops: Any, message: str) -> None:
 
 
 def test_what_is_no_string_is_refused_where_nothing_checks_types() -> None:
-    code = "from tokprune.stopping import StopStrings; StopStrings(['a', 3])"
+    code = "from tokprune.text.stopping import StopStrings; StopStrings(['a', 3])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "RequestInvalid: stop takes strings, got 3" in done.stderr

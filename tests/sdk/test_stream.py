@@ -12,7 +12,7 @@ from stub_model import Held, Stub, a_picture, a_vlm
 from watchdog import Aside, watchdog
 
 from tokprune import Answer, Busy, Cancelled, CancelToken, Closed
-from tokprune.stream import Channel
+from tokprune.running.stream import Channel
 from tokprune.vlm import VLM
 
 PICTURE, QUESTION = a_picture(1), "what is it?"

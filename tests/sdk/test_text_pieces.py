@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from tokprune.stopping import StopStrings
-from tokprune.text_pieces import TextPieces
+from tokprune.text.stopping import StopStrings
+from tokprune.text.text_pieces import TextPieces
 
 SPECIAL = "<|end|>"
 

@@ -11,7 +11,7 @@ from watchdog import Aside, watchdog
 from tokprune import Busy, Cancelled, Closed, DeadlineExceeded, RequestInvalid
 from tokprune.control import CancelToken, Control
 from tokprune.errors import TokpruneError
-from tokprune.worker import Ticket, Worker, check_admission
+from tokprune.running.worker import Ticket, Worker, check_admission
 
 
 @pytest.fixture(autouse=True)

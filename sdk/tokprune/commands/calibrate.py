@@ -17,11 +17,11 @@ from rich.table import Table
 
 from tokprune.backends import Asked
 from tokprune.calibrating import SECONDS, Step, calibrate, plan_calibration
-from tokprune.calibrations import STAGES, Calibration, Curve, Stage, save_calibration
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.loading import load
 from tokprune.model import Model
+from tokprune.timing.calibrations import STAGES, Calibration, Curve, Stage, save_calibration
 
 _SIZES: dict[Stage, str] = {
     "vision": "numbers in pixel_values",

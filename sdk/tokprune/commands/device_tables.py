@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tokprune.bundle import Bundle
-from tokprune.calibration_states import CalibrationState, list_calibrations
 from tokprune.engines.states import EngineState, list_engines
+from tokprune.timing.calibration_states import CalibrationState, list_calibrations
 
 _COLOURS = {"fresh": "green", "unchecked": "yellow"}
 

@@ -13,7 +13,7 @@ from tokprune.errors import (
     RequestInvalid,
     lookup,
 )
-from tokprune.request import AskOptions
+from tokprune.running.request import AskOptions
 from tokprune.selectors import SELECTORS
 from tokprune.serving.data_urls import PictureReader
 from tokprune.serving.refusals import HttpRefused

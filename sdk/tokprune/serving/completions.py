@@ -9,6 +9,7 @@ import msgspec
 
 from tokprune.chat import Chat
 from tokprune.control import CancelToken
+from tokprune.running.stream import AnswerStream
 from tokprune.serving.asgi import (
     Body,
     ClientGone,
@@ -26,7 +27,6 @@ from tokprune.serving.refusals import HttpRefused, refusal
 from tokprune.serving.replies import Reply
 from tokprune.serving.state import Serving
 from tokprune.serving.wire import chat_request
-from tokprune.stream import AnswerStream
 
 _log = logging.getLogger("tokprune.serving")
 _END = b"data: [DONE]\n\n"

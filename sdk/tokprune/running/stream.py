@@ -9,7 +9,7 @@ from threading import Lock
 from types import TracebackType
 
 from tokprune.control import Control
-from tokprune.news import News
+from tokprune.running.news import News
 from tokprune.types import Answer
 
 
@@ -210,6 +210,7 @@ def wake(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> Non
     def resolve() -> None:
         if not future.done():
             future.set_result(None)
+
 
 def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():

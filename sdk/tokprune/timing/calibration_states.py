@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tokprune.bundle import Bundle
-from tokprune.calibrations import FILE, folder_name, load_calibration
 from tokprune.engines.folders import device_roots
 from tokprune.errors import NotCalibrated
+from tokprune.timing.calibrations import FILE, folder_name, load_calibration
 from tokprune_runtimes import BACKENDS, Backend
 
 _FOLDER = re.compile(rf"({'|'.join(sorted(BACKENDS, key=len, reverse=True))})-.+-t(auto|\d+)")

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from tokprune.budgets import Auto, Budget, Deadline, Timed, floor_of
 from tokprune.bundle import Bundle
-from tokprune.calibrations import (
+from tokprune.errors import BudgetImpossible, NotCalibrated
+from tokprune.timing.calibrations import (
     STAGES,
     Calibration,
     Curve,
@@ -27,8 +28,7 @@ from tokprune.calibrations import (
     load_calibration,
     margin_of,
 )
-from tokprune.errors import BudgetImpossible, NotCalibrated
-from tokprune.request_sizes import Sizes, stage_size
+from tokprune.timing.request_sizes import Sizes, stage_size
 from tokprune_runtimes import Backend
 
 RISE, FALL = 0.5, 0.1  # share of a difference that a level takes over from one answer

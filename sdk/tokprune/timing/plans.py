@@ -19,7 +19,7 @@ from tokprune.budgets import (
     frames_of,
 )
 from tokprune.errors import NotCalibrated, RequestInvalid
-from tokprune.latency import Forecast, impossible
+from tokprune.timing.latency import Forecast, impossible
 from tokprune.types import Array, Ranking, Scores, VisionTokens
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from tokprune.choices import Choice
 from tokprune.errors import Cancelled, DeadlineExceeded
 from tokprune.pipeline import Flow
-from tokprune.repetition import RepetitionGuard
-from tokprune.request import Options
-from tokprune.stopping import StopStrings
+from tokprune.running.request import Options
 from tokprune.stopwatch import Stopwatch
-from tokprune.text_pieces import TextPieces
+from tokprune.text.choices import Choice
+from tokprune.text.repetition import RepetitionGuard
+from tokprune.text.stopping import StopStrings
+from tokprune.text.text_pieces import TextPieces
 from tokprune.types import FinishReason
 
 

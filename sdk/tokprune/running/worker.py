@@ -12,10 +12,10 @@ from collections.abc import Callable
 from threading import Condition, RLock, Thread, current_thread
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from tokprune.alarms import Alarms
 from tokprune.control import Control
 from tokprune.errors import Busy, Closed, ForkDetected, RequestInvalid, TokpruneError, unknown
-from tokprune.news import News
+from tokprune.running.alarms import Alarms
+from tokprune.running.news import News
 
 Admission: TypeAlias = Literal["wait", "reject", "latest"]
 ADMISSIONS: tuple[Admission, ...] = ("wait", "reject", "latest")

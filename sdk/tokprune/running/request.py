@@ -7,8 +7,8 @@ from typing import Any, TypedDict
 from tokprune.control import CancelToken
 from tokprune.errors import unknown
 from tokprune.llm import Generation
-from tokprune.sampling import Sampling
-from tokprune.stopping import StopStrings
+from tokprune.text.sampling import Sampling
+from tokprune.text.stopping import StopStrings
 
 
 class AskOptions(TypedDict, total=False):

@@ -5,24 +5,25 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepRatio, floor_of
-from tokprune.choices import ChoiceTree
 from tokprune.control import Control
 from tokprune.errors import BudgetImpossible
 from tokprune.graphs import FirstLayerGraph
 from tokprune.guarding import GuardedGraph
 from tokprune.kv import KvOwner, KvPool
-from tokprune.latency import Latency
 from tokprune.llm import Access, check_length
 from tokprune.manifest import Limits
 from tokprune.model import Model
 from tokprune.pipeline import Llm, Pipeline, VisionGraph
-from tokprune.plans import Clock, Timing
-from tokprune.request import Options
-from tokprune.request_sizes import Sizes, sizes_of
+from tokprune.running.request import Options
+from tokprune.running.writing import write
 from tokprune.selection import keep_all, select, select_each, unless_all
 from tokprune.selectors import Selector
 from tokprune.stats import StatsRecorder
 from tokprune.stopwatch import Stopwatch
+from tokprune.text.choices import ChoiceTree
+from tokprune.timing.latency import Latency
+from tokprune.timing.plans import Clock, Timing
+from tokprune.timing.request_sizes import Sizes, sizes_of
 from tokprune.types import (
     Answer,
     First,
@@ -34,7 +35,6 @@ from tokprune.types import (
     VisionTokens,
 )
 from tokprune.vision_cache import CachedEncoder, VisionCache
-from tokprune.writing import write
 
 STAGES = ("wait", "preprocess", "vision", "first_layer", "scorer", "select", "prefill", "decode")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokprune.calibrations import Stage
+from tokprune.timing.calibrations import Stage
 from tokprune.types import Prepared, Prompt
 
 

@@ -8,21 +8,21 @@ from threading import Event, Lock
 from traceback import clear_frames
 from typing import Generic, TypeAlias, TypeVar
 
-from tokprune.answering import State, Task, answer, check_fits
 from tokprune.budgets import BudgetLike, budget_of
-from tokprune.choices import choice_tree
 from tokprune.control import Control
 from tokprune.errors import Cancelled, TokpruneError
 from tokprune.guarding import memory_guarded
 from tokprune.kv import KvOwner
 from tokprune.llm import check_text
 from tokprune.model import Model
-from tokprune.request import Options
+from tokprune.running.answering import State, Task, answer, check_fits
+from tokprune.running.request import Options
+from tokprune.running.stream import AnswerStream, Channel, wake
+from tokprune.running.worker import Ticket, Worker
 from tokprune.selectors import Selector
 from tokprune.stopwatch import Stopwatch
-from tokprune.stream import AnswerStream, Channel, wake
+from tokprune.text.choices import choice_tree
 from tokprune.types import Answer, Prepared, Prompt, Selection, VisionTokens
-from tokprune.worker import Ticket, Worker
 
 
 @dataclass(frozen=True)
