@@ -123,10 +123,10 @@ class Held:
             return
         self.reached.set()
         if interrupt is None:
-            assert self.go.wait(20)
+            assert self.go.wait(60)
             return
         with interrupt.stopping(self.go.set):
-            assert self.go.wait(20)
+            assert self.go.wait(60)
 
 
 class StubGraph:

@@ -26,7 +26,7 @@ def guarded(control: Control) -> Generator[Interrupt]:
     except EngineInterrupted:
         control.check()
         raise
-    except MemoryExhausted as error:
+    except (MemoryExhausted, MemoryError) as error:
         raise _out_of_memory(error) from error
     except EngineError as error:
         raise EngineFailed(" ".join(str(error).split())) from error

@@ -152,12 +152,18 @@ class Worker:
     def start(self, ticket: Ticket, job: Job) -> None:
         """Queue what is to be done. It is run, or told why not."""
         with self._changed:
+            ticket.job = job
+            self._queue.append(ticket)
             if ticket.refused is None:
-                ticket.job = job
-                self._queue.append(ticket)
                 self._changed.notify_all()
                 return
-        job.fail(ticket.refused)
+            # Stopped before; or between these lines by a signal handler, which may have told it.
+            left, ticket.job = ticket.job, None
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+            refused = ticket.refused
+        if left is not None:
+            left.fail(refused)
         self.release(ticket)
 
     def release(self, ticket: Ticket) -> None:
