@@ -1,7 +1,7 @@
 """How much memory ONNX Runtime takes for a graph on the CPU, as it was measured.
 
-The constants fit tests/benchmarks/memory.py; docs/results/memory.md has what was measured beside
-what is estimated. What each stands for:
+The constants fit tests/benchmarks/memory_use.py; docs/results/memory.md has what was measured
+beside what is estimated. What each stands for:
 
 * Weights are read from a mapping of the file and packed anew for the matrix products, one tensor
   after the other. When a graph is open its packed weights are there and the mapping is not; while

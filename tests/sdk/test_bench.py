@@ -45,6 +45,7 @@ class FakeVlm:
     def __call__(self, picture: Any, budget: Budget) -> Answer:
         self.budgets.append(budget)
         self.pictures.append(picture.tobytes())
+        assert isinstance(budget, KeepRatio | KeepCount)
         return answer(budget.plan(8).keep, ms=self.ms(len(self.budgets)))
 
 

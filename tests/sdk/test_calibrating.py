@@ -19,7 +19,7 @@ from tokprune.model import Model
 from tokprune.timing.calibrations import STAGES, Curve, Stage, load_calibration
 from tokprune.timing.latency import open_latency
 from tokprune.timing.request_sizes import sizes_of
-from tokprune_runtimes import Carry, Graph
+from tokprune_runtimes import Carry, Graph, Interrupt
 
 pytestmark = pytest.mark.demo
 
@@ -59,15 +59,17 @@ class TimedGraph:
             self.known[shapes] = run()
         return self.known[shapes]
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        return self.once(feeds, lambda: self.graph.run(feeds))
+    def run(self, feeds: Mapping[str, Any], interrupt: Interrupt | None = None) -> dict[str, Any]:
+        return self.once(feeds, lambda: self.graph.run(feeds, interrupt))
 
     def loop(self, carries: Sequence[Carry]) -> Any:
         outer = self
 
         class Timed:
-            def step(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-                return outer.once(feeds, lambda: outer.graph.loop(carries).step(feeds))
+            def step(
+                self, feeds: Mapping[str, Any], interrupt: Interrupt | None = None
+            ) -> dict[str, Any]:
+                return outer.once(feeds, lambda: outer.graph.loop(carries).step(feeds, interrupt))
 
             def rewind(self, length: int) -> None:
                 raise AssertionError("nothing rewinds")

@@ -210,7 +210,7 @@ def test_on_cuda_weights_are_counted_and_activations_are_unknown(demo_bundle: Pa
 def test_the_estimate_is_near_what_a_process_takes(demo_bundle: Path) -> None:
     """304 MiB for 1,024 vision tokens in one picture (docs/results/memory.md)."""
     cell = {"kind": "vision_encoder", "path": str(demo_bundle), "size": 1024}
-    measured = run_program("benchmarks/memory.py", "--cell", json.dumps(cell))
+    measured = run_program("benchmarks/memory_use.py", "--cell", json.dumps(cell))
     models = estimates.models(demo_bundle)
     widths = estimates.Widths(96, 192, 4)
     assert models.vision == widths

@@ -207,10 +207,6 @@ def wake(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]") -> Non
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(_resolve, future)
 
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(None)
-
 
 def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():

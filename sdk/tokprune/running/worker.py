@@ -44,6 +44,11 @@ class Ticket:
         self.refused: TokpruneError | None = None  # before it was started
         self.over = False
 
+    def take_job(self) -> "Job | None":
+        """Return what is to be done, once."""
+        job, self.job = self.job, None
+        return job
+
 
 Granted: TypeAlias = Callable[[], object]
 
@@ -158,7 +163,7 @@ class Worker:
                 self._changed.notify_all()
                 return
             # Stopped before; or between these lines by a signal handler, which may have told it.
-            left, ticket.job = ticket.job, None
+            left = ticket.take_job()
             if ticket in self._queue:
                 self._queue.remove(ticket)
             refused = ticket.refused
@@ -266,7 +271,7 @@ class Worker:
                 return
             grants = [grant for each, grant in list(self._outside) if each is ticket]
             ticket.refused = error
-            job, ticket.job = ticket.job, None
+            job = ticket.take_job()
             if ticket in self._queue:  # not yet, if a signal handler came between two lines there
                 self._queue.remove(ticket)
         if job is not None:
@@ -283,7 +288,7 @@ class Worker:
                 if not self._queue:
                     return
                 ticket = self._queue.popleft()
-                job, ticket.job = ticket.job, None
+                job = ticket.take_job()
                 self._running = ticket
             try:
                 if job is not None:

@@ -1,6 +1,6 @@
 """What ONNX Runtime takes on the CPU, beside what `tokprune.memory_plan` says it will take.
 
-python tests/benchmarks/memory.py BUNDLE... writes docs/results/memory.json and memory.md. Every
+python tests/benchmarks/memory_use.py BUNDLE... writes docs/results/memory.json and memory.md. Every
 figure comes from a process of its own, since arenas keep what they had.
 """
 
