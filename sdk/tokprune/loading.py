@@ -205,11 +205,12 @@ def _model(opened: Bundle, chosen: Chosen, threads: int | None) -> Model:
 
 def _graphs(wanted: Wanted, backend: Backend) -> LoadedGraphs:
     opened, threads = wanted.bundle, wanted.threads
-    wanted.check_memory(backend)
     if backend in ("tensorrt", "tensorrt-rtx"):
         engines = find_engines(opened, backend, wanted.llm_form)
+        wanted.check_memory(backend)
         return _engine_graphs(opened, backend, engines, threads)
     form = _llm_form(opened, backend, wanted.llm_form)
+    wanted.check_memory(backend)
     graphs = {
         name: _load(opened.file(spec.file), backend, threads, None)
         for name, spec in engine_specs(opened.manifest, form).items()

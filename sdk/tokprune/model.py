@@ -1,7 +1,7 @@
 """What a loaded bundle consists of. It keeps no state, and no request changes it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 from tokenizers import Tokenizer
@@ -12,7 +12,7 @@ from tokprune.families import Processor
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import LanguageModel
 from tokprune.pictures import PictureSource, load_picture
-from tokprune.prompting import Conversation, Shown, Turn, build_prompt
+from tokprune.prompting import Content, Conversation, Shown, Turn, build_prompt
 from tokprune.selectors import LEARNED, SELECTORS, Scorer, Selector
 from tokprune.types import Clip, Medium, Prepared, Prompt
 from tokprune_runtimes import Backend
@@ -54,10 +54,20 @@ class Model:
         return self.prompt(conversation, prepared), prepared
 
     def prompt(self, conversation: Conversation, prepared: Sequence[Prepared]) -> Prompt:
-        """Lay out the prompt of a conversation whose pictures are cut."""
+        """Lay out the prompt of a conversation whose pictures are cut.
+
+        Args:
+            conversation: a `Shown` in it is the number of a picture or video as it was given.
+            prepared: what the family made of these: of a video, it may be several pictures.
+        """
         manifest = self.bundle.manifest
         return build_prompt(
-            conversation, prepared, manifest.chat, manifest.tokens, self.tokenizer, self.processor
+            placed(conversation, prepared),
+            prepared,
+            manifest.chat,
+            manifest.tokens,
+            self.tokenizer,
+            self.processor,
         )
 
     def selector(self, selector: str | Selector | None) -> tuple[str, MakeSelector]:
@@ -79,6 +89,21 @@ class Model:
                 "then `tokprune-export MODEL OUTPUT --scorer scorer.safetensors`"
             )
         return name, make
+
+
+def placed(conversation: Conversation, prepared: Sequence[Prepared]) -> Conversation:
+    """Put what the family made of each picture or video where that stands."""
+    places: dict[int, list[Content]] = {}
+    for number, shown in enumerate(prepared):
+        places.setdefault(shown.regions[0].picture, []).append(Shown(number))
+
+    def turn(before: Turn) -> Turn:
+        content: list[Content] = []
+        for part in before.content:
+            content += places[part.number] if isinstance(part, Shown) else [part]
+        return replace(before, content=tuple(content))
+
+    return replace(conversation, turns=tuple(turn(each) for each in conversation.turns))
 
 
 def media_of(image: Pictures) -> tuple[Medium, ...]:

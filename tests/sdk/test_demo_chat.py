@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokprune import Cancelled, CancelToken, load
+from tokprune import Cancelled, CancelToken, clip_of, load
 from tokprune.llm import Continuation
 from tokprune.running.answering import Task, answer
 from tokprune.scenes import suite
@@ -170,3 +170,18 @@ def test_answering_without_a_worker_is_the_same(vlm: VLM) -> None:
     asked = vlm.ask(list(sample.pictures), sample.question, 0.5)
     assert (made.text, made.token_ids) == (asked.text, asked.token_ids)
     assert "".join(pieces) == made.text
+
+
+def test_a_video_that_becomes_several_pictures_stands_where_it_was_shown(
+    demo_bundles: Callable[[str], Path],
+) -> None:
+    """VILA takes each frame for a picture."""
+    rng = np.random.default_rng(3)
+    picture, *frames = (rng.integers(0, 256, (112, 112, 3), np.uint8) for _ in range(4))
+    film = clip_of(frames, fps=2.0)
+    with load(demo_bundles("vila"), backend="cpu", threads=1, verify="sizes") as vlm:
+        chat = vlm.chat(budget=1.0)
+        first = chat.ask("what is there?", [picture, film])
+        second = chat.ask("and now?", picture)
+        assert first.total == 4 * (second.total - first.total)
+        assert vlm.pin(film, budget=1.0).ask("what is there?").total * 4 == 3 * first.total
