@@ -139,13 +139,14 @@ def test_memory_that_is_not_given_back_shows() -> None:
     leak = list[np.ndarray]()
 
     def ask(picture: Any, budget: Budget) -> Answer:
-        leak.append(np.ones(1 << 20))
+        leak.append(np.ones(4 << 20))
         return answer()
 
     cells, memory = measure(ask, PICTURE, {"2": KeepCount(2)}, rounds=6, warmup=2)
     assert memory.growth is not None
-    assert 40 << 20 <= memory.growth <= 60 << 20  # 6 times 8 MiB
-    assert row_of(cells[0])["rss_growth_bytes"] >= 40 << 20
+    # 6 times 32 MiB; other tests' garbage may go meanwhile
+    assert 140 << 20 <= memory.growth <= 240 << 20
+    assert row_of(cells[0])["rss_growth_bytes"] >= 140 << 20
 
 
 def cell(budget: str, prefill: float, decode: float | None) -> dict[str, Any]:

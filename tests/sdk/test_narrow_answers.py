@@ -12,7 +12,10 @@ pytestmark = [pytest.mark.torch, pytest.mark.demo]
 QUESTIONS = 40
 
 
-@pytest.mark.parametrize(("precision", "same"), [("fp16", 40), ("int8", 38), ("int4", 38)])
+@pytest.mark.parametrize(
+    ("precision", "same"),
+    [pytest.param("fp16", 40, marks=pytest.mark.soak), ("int8", 38), ("int4", 38)],
+)
 def test_answers_in_fewer_bits_are_those_of_float32(
     demo_bundles: Callable[..., Path], precision: str, same: int
 ) -> None:
