@@ -39,13 +39,16 @@ check: .venv/.tests ## format, lint, types, import contracts
 test: .venv/.tests ## run the suite; PYTEST_ARGS="-k coverage" runs a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Promises that take minutes, and that make test has tried with the same code.
+LONG := $(addprefix --ignore=tests/sdk/,test_many_callers.py test_memory_growth.py test_memory_growth_stub.py test_out_of_memory.py test_stopping_promise.py)
+
 device: ## test the robot's side as JetPack 6 has it: Python 3.10, no torch
 	@if [ -n '$(DEVICE_PYTHON)' ]; then $(MAKE) --no-print-directory device-tests; else \
 		echo 'make device: skipped, no Python 3.10 found (make device DEVICE_PYTHON=/path/to/python3.10)'; fi
 
 device-tests: .venv/.tests .venv-device/.tests
 	$(BIN)/python tests/demo_bundle.py
-	TOKPRUNE_TEST_DEVICE=1 .venv-device/bin/python -m pytest tests/sdk tests/runtimes -m 'not torch and not torchvision' $(PYTEST_ARGS)
+	TOKPRUNE_TEST_DEVICE=1 .venv-device/bin/python -m pytest tests/sdk tests/runtimes -m 'not torch and not torchvision' $(LONG) $(PYTEST_ARGS)
 
 soak: .venv/.tests ## try every promise at its full count; goes on where it was stopped
 	SOAK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
