@@ -21,7 +21,12 @@ NARROW = [
 
 @pytest.mark.parametrize(
     ("family", "precision"),
-    [("qwen2_vl", "fp32"), ("llava_onevision", "fp32"), ("vila", "fp32"), *NARROW],
+    [
+        ("qwen2_vl", "fp32"),
+        ("llava_onevision", "fp32"),
+        pytest.param("vila", "fp32", marks=pytest.mark.soak),
+        *NARROW,
+    ],
 )
 def test_every_graph_of_a_demo_bundle_becomes_an_engine(
     demo_bundles: Callable[..., Path], tmp_path: Path, family: str, precision: str

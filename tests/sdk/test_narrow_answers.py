@@ -14,7 +14,11 @@ QUESTIONS = 40
 
 @pytest.mark.parametrize(
     ("precision", "same"),
-    [pytest.param("fp16", 40, marks=pytest.mark.soak), ("int8", 38), ("int4", 38)],
+    [
+        pytest.param("fp16", 40, marks=pytest.mark.soak),
+        pytest.param("int8", 38, marks=pytest.mark.soak),
+        ("int4", 38),
+    ],
 )
 def test_answers_in_fewer_bits_are_those_of_float32(
     demo_bundles: Callable[..., Path], precision: str, same: int
