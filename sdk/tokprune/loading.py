@@ -129,25 +129,25 @@ def load(
             f"{vision_cache_bytes}"
         )
     check_admission(admission, max_waiting)
-    opened = open_bundle(Path(bundle), verify=verify)
-    if opened.manifest.family not in FAMILIES:
-        message = unknown("family", opened.manifest.family, list(FAMILIES))
-        raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
-    wanted = Wanted(opened, threads, llm_form, kv_slots, vision_cache_bytes)
-    with memory_guarded():
+    with memory_guarded():  # hashing, tokenizer and worker take memory and threads too
+        opened = open_bundle(Path(bundle), verify=verify)
+        if opened.manifest.family not in FAMILIES:
+            message = unknown("family", opened.manifest.family, list(FAMILIES))
+            raise BundleInvalid("family", f"{message} This bundle may need a newer tokprune.")
+        wanted = Wanted(opened, threads, llm_form, kv_slots, vision_cache_bytes)
         if backend == "auto":
             chosen = _first_that_can(wanted, order)
         else:
             chosen = Chosen(order[0], _graphs(wanted, order[0]), {})
-    vlm = VLM(
-        _model(opened, chosen, threads),
-        backends_refused=chosen.refused,
-        latency=open_latency(opened, chosen.backend, threads),
-        admission=admission,
-        max_waiting=max_waiting,
-        vision_cache_bytes=vision_cache_bytes,
-        kv_slots=kv_slots,
-    )
+        vlm = VLM(
+            _model(opened, chosen, threads),
+            backends_refused=chosen.refused,
+            latency=open_latency(opened, chosen.backend, threads),
+            admission=admission,
+            max_waiting=max_waiting,
+            vision_cache_bytes=vision_cache_bytes,
+            kv_slots=kv_slots,
+        )
     vlm.warmup(warmup)
     return vlm
 
