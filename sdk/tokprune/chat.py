@@ -45,9 +45,10 @@ class Chat:
     """A conversation of several turns; made by `VLM.chat`.
 
     A question is answered from the vision tokens of all pictures so far, chosen for it. Where its
-    prompt begins as the one before did, what was computed for that is used again (exactly: of
-    rows that are equal to the bit). A turn whose request failed leaves no trace; a partial answer
-    (cancelled, deadline) is part of the conversation, `undo` takes it back.
+    prompt begins as the one before did, what was computed for that is used again (of rows that are
+    equal to the bit; int8 rounds inputs run by run, so there an answer may differ from one that
+    computes everything). A turn whose request failed leaves no trace; a partial answer (cancelled,
+    deadline) is part of the conversation, `undo` takes it back.
 
     One question at a time: another one meanwhile is Busy.
     """

@@ -44,7 +44,7 @@ def guarded(run: Callable[[], int]) -> int:
     except TokpruneError as error:
         print(f"error [{error.code}]: {error}", file=sys.stderr)
         return 2
-    except EngineError as error:  # while it ran: out of device memory, say
+    except EngineError as error:  # what a builder says; of a run it is a TokpruneError
         print(f"error [engine]: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -139,12 +139,6 @@ class KvPool:
             self._caches.append(cache)
             return cache
 
-    def drop(self, cache: KvCache) -> None:
-        """Free a cache whose contents cannot be trusted."""
-        with self._lock:
-            if cache in self._caches:
-                self._caches.remove(cache)
-
     def capacities(self) -> tuple[int, ...]:
         """Return the rows that each allocated cache has room for."""
         with self._lock:
