@@ -15,6 +15,10 @@ TokpruneError                  "tokprune"
 ├── Busy                       "busy"
 ├── Cancelled                  "cancelled"
 ├── DeadlineExceeded           "deadline_exceeded"   (also a TimeoutError)
+├── CameraUnusable             "camera_unusable"
+│   ├── CameraLost             "camera_lost"
+│   ├── CameraFrozen           "camera_frozen"
+│   └── FrameTooOld            "frame_too_old"
 ├── Closed                     "closed"
 ├── ForkDetected               "fork_detected"
 └── EngineFailed               "engine_failed"
@@ -117,6 +121,30 @@ class DeadlineExceeded(TokpruneError, TimeoutError):
     """The deadline passed before the first token. Later, the answer has what was written."""
 
     code = "deadline_exceeded"
+
+
+class CameraUnusable(TokpruneError):
+    """A camera has no picture that a question may be asked about now. It may have one later."""
+
+    code = "camera_unusable"
+
+
+class CameraLost(CameraUnusable):
+    """The camera cannot be reached; it is tried again and again."""
+
+    code = "camera_lost"
+
+
+class CameraFrozen(CameraUnusable):
+    """The camera repeats one picture."""
+
+    code = "camera_frozen"
+
+
+class FrameTooOld(CameraUnusable):
+    """The newest picture is older than the limit."""
+
+    code = "frame_too_old"
 
 
 class Closed(TokpruneError):

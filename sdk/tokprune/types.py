@@ -8,7 +8,8 @@ Axis names, the same in every signature:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from time import monotonic
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8
@@ -39,17 +40,54 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True)
+class FrameStamp:
+    """Which picture of a camera this is, and when it came."""
+
+    source: str  # the camera's name; never its address
+    number: int  # from 0 since the camera was opened; reconnecting goes on counting
+    captured_s: float  # monotonic time (time.monotonic) at which this process got it
+    wall_s: float  # the same moment as Unix time; the wall clock may jump
+    media_s: float | None = None  # of a file: seconds after its beginning
+
+    def age_s(self, now_s: float | None = None) -> float:
+        """Return how old the picture is at a monotonic time, now if not given. Never negative."""
+        return max(0.0, (monotonic() if now_s is None else now_s) - self.captured_s)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of a camera. Takes the place of a picture wherever one is asked about."""
+
+    image: UInt8[Array, "h w 3"]  # RGB; not to be written to
+    stamp: FrameStamp
+
+
+@dataclass(frozen=True)
 class Clip:
     """A video as the frames that were taken from it, in the order of time."""
 
     frames: UInt8[Array, "f h w 3"]  # RGB
     fps: float  # of these frames, not of the file
+    stamp: FrameStamp | None = None  # of the newest, where a camera gave them
 
     def __post_init__(self) -> None:
         if not len(self.frames):
             raise PictureInvalid("A video needs one frame or more, got none")
         if not (np.isfinite(self.fps) and self.fps > 0):
             raise RequestInvalid(f"The frames of a video need a rate above 0, got {self.fps}")
+
+
+@runtime_checkable
+class Live(Protocol):
+    """What gives the newest picture when it is looked at: a camera, or a window on one."""
+
+    def look(self) -> Frame | Clip:
+        """Return the newest picture, or the newest few as a video. Never waits for long.
+
+        Raises:
+            CameraUnusable: there is none that a question may be asked about.
+        """
+        ...
 
 
 Medium: TypeAlias = UInt8[Array, "_ _ 3"] | Clip  # a picture or a video
@@ -172,6 +210,8 @@ class Answer:
     choice: str | None = None  # of `choices`
     probabilities: Mapping[str, float] | None = None  # of all choices; they sum to 1
     choice_mass: float | None = None  # of the model's free probability, what the choices have
+    frames: tuple[FrameStamp, ...] = ()  # the pictures of cameras it was read from, in order
+    frame_age_s: float | None = None  # of the oldest of them when the answer was whole
     spans: tuple[Span, ...] = ()  # when each stage ran, for `tokprune.write_trace`
     began_s: float = 0.0  # monotonic time of the call
 
