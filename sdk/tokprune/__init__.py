@@ -1,6 +1,10 @@
 """Answer a question about pictures and videos from the few vision tokens that it needs."""
 
 from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepMass, KeepRatio
+from tokprune.camera.camera import Camera
+from tokprune.camera.connecting import open_camera
+from tokprune.camera.health import CameraState, CameraStatus
+from tokprune.camera.pushed import PushedFrames
 from tokprune.chat import Chat
 from tokprune.control import CancelToken
 from tokprune.errors import (
@@ -9,6 +13,9 @@ from tokprune.errors import (
     BuildRefused,
     BundleInvalid,
     Busy,
+    CameraFrozen,
+    CameraLost,
+    CameraUnusable,
     Cancelled,
     Closed,
     ContextOverflow,
@@ -17,6 +24,7 @@ from tokprune.errors import (
     EnginesStale,
     EngineTooSmall,
     ForkDetected,
+    FrameTooOld,
     NotCalibrated,
     OutOfMemory,
     PictureInvalid,
@@ -32,7 +40,7 @@ from tokprune.running.request import AskOptions
 from tokprune.running.stream import AnswerStream
 from tokprune.stats import Stats
 from tokprune.tracing import write_trace
-from tokprune.types import Answer, Clip, Ranking, Region, Selection
+from tokprune.types import Answer, Clip, Frame, FrameStamp, Ranking, Region, Selection
 from tokprune.video import clip_of, load_video
 from tokprune.vlm import VLM, Health
 
@@ -48,6 +56,12 @@ __all__ = [
     "BuildRefused",
     "BundleInvalid",
     "Busy",
+    "Camera",
+    "CameraFrozen",
+    "CameraLost",
+    "CameraState",
+    "CameraStatus",
+    "CameraUnusable",
     "CancelToken",
     "Cancelled",
     "Chat",
@@ -60,6 +74,9 @@ __all__ = [
     "EngineTooSmall",
     "EnginesStale",
     "ForkDetected",
+    "Frame",
+    "FrameStamp",
+    "FrameTooOld",
     "Health",
     "KeepCount",
     "KeepMass",
@@ -69,6 +86,7 @@ __all__ = [
     "OutOfMemory",
     "PictureInvalid",
     "Pinned",
+    "PushedFrames",
     "Ranking",
     "Region",
     "RequestInvalid",
@@ -80,6 +98,7 @@ __all__ = [
     "load",
     "load_video",
     "memory_plan",
+    "open_camera",
     "overlay",
     "write_trace",
 ]

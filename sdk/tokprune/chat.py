@@ -8,7 +8,7 @@ the LLM has computed for them serves every later question.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from typing_extensions import Unpack
@@ -16,14 +16,14 @@ from typing_extensions import Unpack
 from tokprune.budgets import BudgetLike, budget_of
 from tokprune.errors import Busy, RequestInvalid
 from tokprune.kv import KvOwner
-from tokprune.model import Pictures, Shows, media_of
+from tokprune.model import Pictures, Seen, Shows, any_live, see
 from tokprune.pinned import pinnable, pinning
 from tokprune.prompting import Content, Conversation, Shown, Turn
 from tokprune.running.request import AskOptions, options_of
 from tokprune.running.runtime import Ask, Layout, Runtime
 from tokprune.running.stream import AnswerStream
 from tokprune.selectors import Selector
-from tokprune.types import Answer, Clip, Medium, Prepared, Selection, VisionTokens
+from tokprune.types import Answer, Clip, FrameStamp, Medium, Prepared, Selection, VisionTokens
 
 Part: TypeAlias = str | Shows  # words, or a picture or video (no path as a string)
 Question: TypeAlias = str | Sequence[Part]
@@ -39,6 +39,15 @@ class History:
     seen: VisionTokens | None = None
     rule: tuple[object, object] | None = None  # budget and selector that chose of them, if pinned
     selection: Selection | None = None
+    frames: tuple[FrameStamp, ...] = ()  # which pictures of cameras are among the media
+
+
+class Said(NamedTuple):
+    """A turn whose pictures were read."""
+
+    turn: Turn
+    media: tuple[Medium, ...]  # of the whole conversation
+    frames: tuple[FrameStamp, ...]  # of the whole conversation
 
 
 class Chat:
@@ -145,8 +154,9 @@ class Chat:
     def recall(self, question: Question, answer: str, image: Pictures = ()) -> None:
         """Add a turn that was answered elsewhere, such as before a restart."""
         with self._alone():
-            turn, media = self._turn(question, image)
-            self._keep(History((*self.turns, Turn(turn.content, answer)), media))
+            said = self._turn(question, image)
+            turns = (*self.turns, Turn(said.turn.content, answer))
+            self._keep(History(turns, said.media, frames=said.frames))
 
     def undo(self) -> None:
         """Take the last turn back, with its pictures.
@@ -177,16 +187,17 @@ class Chat:
             raise Busy("This chat is still answering: wait for it, cancel it, or begin another")
         by = self._selector if selector is None else selector
         rule = (budget_of(chosen), by) if self._pin else None
-        made: list[tuple[Turn, tuple[Medium, ...]]] = []
+        made: list[Said] = []
 
         def layout() -> Layout:
             made.append(self._turn(question, image))
-            return self._layout(*made[0], rule)
+            return self._layout(made[0], rule)
 
         def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
-            turn, media = made[0]
-            turns = (*self.turns, Turn(turn.content, answer.text))
-            self._keep(History(turns, media, layout.media, vision, rule, answer.selection))
+            (said,) = made
+            turns = (*self.turns, Turn(said.turn.content, answer.text))
+            shown = (said.media, layout.media, vision, rule, answer.selection, said.frames)
+            self._keep(History(turns, *shown))
 
         return Ask(
             layout=layout,
@@ -195,35 +206,39 @@ class Chat:
             options=checked,
             owner=self._owner,
             each_alone=self._pin,
+            late=any(any_live(part) for part in (image, *_shown(question))),
             done=done,
             ended=self._lock.release,
         )
 
-    def _turn(self, question: Question, image: Pictures) -> tuple[Turn, tuple[Medium, ...]]:
-        """Read what is new; return it as a turn, and all media so far."""
+    def _turn(self, question: Question, image: Pictures) -> Said:
+        """Read what is new; return it as a turn, with all media so far."""
         parts: list[Part] = [question] if isinstance(question, str) else list(question)
-        media, content = list(self._history.media), list[Content]()
-        for shown in media_of(image):
-            content.append(Shown(len(media)))
-            media.append(_own(shown))
+        media, frames = list(self._history.media), list(self._history.frames)
+        content: list[Content] = []
+
+        def show(new: Seen) -> None:
+            content.extend(Shown(len(media) + number) for number in range(len(new.media)))
+            media.extend(_own(medium) for medium in new.media)
+            frames.extend(new.stamps)
+
+        show(see(image))
         for part in parts:
             if isinstance(part, str):
                 content.append(part)
             else:
-                content.append(Shown(len(media)))
-                media.extend(_own(shown) for shown in media_of(part))
-        return Turn(tuple(content)), tuple(media)
+                show(see(part))
+        return Said(Turn(tuple(content)), tuple(media), tuple(frames))
 
-    def _layout(
-        self, turn: Turn, media: tuple[Medium, ...], rule: tuple[object, object] | None
-    ) -> Layout:
+    def _layout(self, said: Said, rule: tuple[object, object] | None) -> Layout:
         history, model = self._history, self._runtime.model
-        conversation = Conversation((*history.turns, turn), self._system)
-        if history.prepared and len(media) == len(history.media):
+        conversation = Conversation((*history.turns, said.turn), self._system)
+        if history.prepared and len(said.media) == len(history.media):
             prompt = model.prompt(conversation, history.prepared)
             pinned = history.selection if rule is not None and rule == history.rule else None
-            return Layout(prompt, history.prepared, history.seen, pinned)
-        return Layout(*model.prepare_conversation(conversation, media))
+            return Layout(prompt, history.prepared, history.seen, pinned, said.frames)
+        prompt, prepared = model.prepare_conversation(conversation, said.media)
+        return Layout(prompt, prepared, frames=said.frames)
 
     def _keep(self, history: History) -> None:
         before = self._history
@@ -234,6 +249,11 @@ class Chat:
 
     def _alone(self) -> "_Alone":
         return _Alone(self._lock)
+
+
+def _shown(question: Question) -> list[Shows]:
+    """Return the pictures among the parts of a question."""
+    return [] if isinstance(question, str) else [p for p in question if not isinstance(p, str)]
 
 
 def _own(medium: Medium) -> Medium:

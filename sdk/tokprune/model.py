@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 from tokenizers import Tokenizer
 
@@ -14,10 +14,10 @@ from tokprune.llm import LanguageModel
 from tokprune.pictures import PictureSource, load_picture
 from tokprune.prompting import Content, Conversation, Shown, Turn, build_prompt
 from tokprune.selectors import LEARNED, SELECTORS, Scorer, Selector
-from tokprune.types import Clip, Medium, Prepared, Prompt
+from tokprune.types import Clip, Frame, FrameStamp, Live, Medium, Prepared, Prompt
 from tokprune_runtimes import Backend
 
-Shows: TypeAlias = PictureSource | Clip  # one picture or video
+Shows: TypeAlias = PictureSource | Clip | Frame | Live  # one picture or video
 Pictures: TypeAlias = Shows | Sequence[Shows]
 MakeSelector: TypeAlias = Callable[[Scorer], Selector]
 
@@ -40,7 +40,12 @@ class Model:
         self, image: Pictures, question: str, *, system: str | None = None
     ) -> tuple[Prompt, tuple[Prepared, ...]]:
         """Read pictures and videos and lay out the prompt of one question; no engine runs."""
-        media = media_of(image)
+        return self.prepare_media(see(image).media, question, system=system)
+
+    def prepare_media(
+        self, media: Sequence[Medium], question: str, *, system: str | None = None
+    ) -> tuple[Prompt, tuple[Prepared, ...]]:
+        """Lay out the prompt of one question about what was read."""
         if not media:
             raise RequestInvalid("A question needs one picture or more, got an empty list")
         turn = Turn((*(Shown(index) for index in range(len(media))), question))
@@ -50,7 +55,7 @@ class Model:
         self, conversation: Conversation, media: Sequence[Medium]
     ) -> tuple[Prompt, tuple[Prepared, ...]]:
         """Cut the pictures and videos of a conversation, and lay out its prompt."""
-        prepared = self.processor.prepare(media) if media else ()
+        prepared = tuple(_apart(p, media) for p in self.processor.prepare(media)) if media else ()
         return self.prompt(conversation, prepared), prepared
 
     def prompt(self, conversation: Conversation, prepared: Sequence[Prepared]) -> Prompt:
@@ -106,12 +111,50 @@ def placed(conversation: Conversation, prepared: Sequence[Prepared]) -> Conversa
     return replace(conversation, turns=tuple(turn(each) for each in conversation.turns))
 
 
-def media_of(image: Pictures) -> tuple[Medium, ...]:
-    """Read one or several pictures and videos.
+class Seen(NamedTuple):
+    """Pictures and videos that were read, and which of a camera's they are."""
+
+    media: tuple[Medium, ...]
+    stamps: tuple[FrameStamp, ...]  # of those that a camera gave
+
+
+def see(image: Pictures) -> Seen:
+    """Read one or several pictures and videos. What is live is looked at now.
 
     Raises:
         PictureInvalid: one cannot be decoded.
+        CameraUnusable: a camera has none to be asked about.
     """
+    media: list[Medium] = []
+    stamps: list[FrameStamp] = []
+    for source in _each(image):
+        shown = source.look() if isinstance(source, Live) else source
+        if isinstance(shown, (Frame, Clip)) and shown.stamp is not None:
+            stamps.append(shown.stamp)
+        if isinstance(shown, Frame):
+            shown = shown.image
+        media.append(shown if isinstance(shown, Clip) else load_picture(shown))
+    return Seen(tuple(media), tuple(stamps))
+
+
+def any_live(image: Pictures) -> bool:
+    """Tell whether one of them is a camera, or a window on one."""
+    return any(isinstance(source, Live) for source in _each(image))
+
+
+def _each(image: Pictures) -> Sequence[Shows]:
     several = isinstance(image, Sequence) and not isinstance(image, (str, bytes))
-    sources = cast(Sequence[Shows], image if several else [image])
-    return tuple(source if isinstance(source, Clip) else load_picture(source) for source in sources)
+    return cast(Sequence[Shows], image if several else [image])
+
+
+def _apart(prepared: Prepared, media: Sequence[Medium]) -> Prepared:
+    """Encode a camera's frames in calls of their own: the vision cache knows those of before."""
+    medium = media[prepared.regions[0].picture]
+    if not (isinstance(medium, Clip) and medium.stamp is not None):
+        return prepared
+    calls = [
+        {**call, "pixel_values": call["pixel_values"][number : number + 1]}
+        for call in prepared.calls
+        for number in range(len(call["pixel_values"]))
+    ]
+    return replace(prepared, calls=tuple(calls))

@@ -5,7 +5,7 @@ from typing_extensions import Unpack
 from tokprune.budgets import BudgetLike, KeepCount, KeepRatio, budget_of
 from tokprune.errors import RequestInvalid
 from tokprune.kv import KvOwner
-from tokprune.model import Pictures, media_of
+from tokprune.model import Pictures, see
 from tokprune.prompting import Conversation, Shown, Turn
 from tokprune.running.request import AskOptions, options_of
 from tokprune.running.runtime import Ask, Layout, Runtime
@@ -38,7 +38,7 @@ class Pinned:
             PictureInvalid: one cannot be decoded.
             RequestInvalid: there is none, or the selector reads the question.
         """
-        media = media_of(image)
+        media, self._frames = see(image)
         if not media:
             raise RequestInvalid("There is nothing to pin: give one picture or more")
         self._runtime = runtime
@@ -73,7 +73,7 @@ class Pinned:
         def layout() -> Layout:
             conversation = Conversation((Turn((*self._shown, question)),), self._system)
             prompt = self._runtime.model.prompt(conversation, self._prepared)
-            return Layout(prompt, self._prepared, self._seen, self._selection)
+            return Layout(prompt, self._prepared, self._seen, self._selection, self._frames)
 
         def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
             del layout

@@ -13,7 +13,7 @@ from tokprune.budgets import Auto, BudgetLike, Deadline, KeepRatio, budget_of
 from tokprune.bundle import Bundle
 from tokprune.calibrating import SECONDS, calibrate, plan_calibration
 from tokprune.chat import Chat
-from tokprune.model import Model, Pictures
+from tokprune.model import Model, Pictures, any_live, see
 from tokprune.pinned import Pinned
 from tokprune.running.answering import State
 from tokprune.running.request import AskOptions, options_of
@@ -97,7 +97,9 @@ class VLM:
         Args:
             image: a path, PIL picture, uint8 array [h, w, 3] RGB (numpy, or any that offers
                 `__dlpack__` or `__cuda_array_interface__`) or `Clip` (the frames of a video), or a
-                list of these. They stand before the question, in order.
+                list of these. They stand before the question, in order. Or a `Frame` of a camera,
+                or a camera: its newest frame is taken when the request's turn has come, and
+                `answer.frames` says which one that was.
             question: what the user says.
             budget: how many vision tokens may enter the LLM: a share (0.5), a count (128),
                 or any of `tokprune.budgets`.
@@ -108,6 +110,7 @@ class VLM:
 
         Raises:
             PictureInvalid: a picture cannot be decoded.
+            CameraLost, CameraFrozen, FrameTooOld: a camera has no picture to be asked about.
             RequestInvalid: a budget, selector or text makes no sense.
             SelectorUnavailable: the bundle lacks what the selector reads.
             ContextOverflow: prompt and answer do not fit; nothing is ever cut off.
@@ -132,8 +135,8 @@ class VLM:
     ) -> AnswerStream:
         """Like `ask`, as an iterator over pieces of text; `.answer` is there at its end.
 
-        The request is checked and the pictures are read before this returns; the worker goes on
-        by itself.
+        The request is checked and the pictures are read before this returns (a camera's when the
+        request's turn has come); the worker goes on by itself.
         """
         ask = self._ask(image, question, budget, selector, system, options)
         return self._runtime.submit(ask)
@@ -284,6 +287,9 @@ class VLM:
         options: AskOptions,
     ) -> Ask:
         def layout() -> Layout:
-            return Layout(*self.model.prepare(image, question, system=system))
+            media, frames = see(image)
+            prompt, prepared = self.model.prepare_media(media, question, system=system)
+            return Layout(prompt, prepared, frames=frames)
 
-        return Ask(layout, budget, selector, options_of(options))
+        late = any_live(image)
+        return Ask(layout, budget, selector, options_of(options), late=late)

@@ -27,6 +27,7 @@ class Processor:
     # all pictures and videos of a prompt; a family may make several of one video
     prepare: Callable[[Media], tuple[Prepared, ...]]
     positions: Callable[[Sequence[Span]], tuple[Positions, int]]  # and the next position
+    together: int = 1  # frames of a video that the vision encoder takes as one
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,11 @@ class Windows(NamedTuple):
 def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
     encoder = msgspec.json.decode((folder / "config.json").read_bytes(), type=Config).encoder()
+    cut = qwen2_vl.open_processor(folder)
     return Processor(
-        prepare=partial(prepare, encoder, qwen2_vl.open_processor(folder)),
+        prepare=partial(prepare, encoder, cut),
         positions=partial(qwen2_vl.positions, time=partial(time, encoder)),
+        together=cut.together,
     )
 
 

@@ -99,7 +99,11 @@ def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
     stills = _settings(picture_settings(folder), Settings)
     films = _settings(video_settings(folder), FilmSettings)
-    return Processor(prepare=partial(prepare, stills, films), positions=positions)
+    return Processor(
+        prepare=partial(prepare, stills, films),
+        positions=positions,
+        together=films.temporal_patch_size,
+    )
 
 
 def _settings(found: Found, kind: type[Settings]) -> Settings:
@@ -226,8 +230,7 @@ def from_patches(
 
 
 def _pack(outputs: list[Array]) -> Array:
-    (tokens,) = outputs
-    return np.reshape(tokens, (-1, tokens.shape[-1]))
+    return np.concatenate([np.reshape(tokens, (-1, tokens.shape[-1])) for tokens in outputs])
 
 
 def frame_number(span: Span, region: Region) -> int:

@@ -28,6 +28,7 @@ from tokprune.types import (
     Answer,
     First,
     FirstLayer,
+    FrameStamp,
     Prepared,
     Prompt,
     Ranking,
@@ -64,6 +65,7 @@ class Task:
     each_alone: bool = False  # the budget is for each picture, whatever is beside it
     seen: VisionTokens | None = None  # these media, encoded before
     pinned: Selection | None = None  # what was chosen of them before, by the same rule
+    frames: tuple[FrameStamp, ...] = ()  # which pictures of cameras are among them
 
 
 def check_fits(task: Task, limits: Limits) -> None:
@@ -131,6 +133,8 @@ def answer(
         choice=choice and choice.text,
         probabilities=choice and dict(zip(texts, choice.probabilities, strict=True)),
         choice_mass=choice and choice.choice_mass,
+        frames=task.frames,
+        frame_age_s=max((stamp.age_s() for stamp in task.frames), default=None),
         spans=watch.spans,
         began_s=watch.began_s,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Event, Lock
 from traceback import clear_frames
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from tokprune.budgets import BudgetLike, budget_of
 from tokprune.control import Control
@@ -22,7 +22,7 @@ from tokprune.running.worker import Ticket, Worker
 from tokprune.selectors import Selector
 from tokprune.stopwatch import Stopwatch
 from tokprune.text.choices import choice_tree
-from tokprune.types import Answer, Prepared, Prompt, Selection, VisionTokens
+from tokprune.types import Answer, FrameStamp, Prepared, Prompt, Selection, VisionTokens
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Layout:
     media: tuple[Prepared, ...]
     seen: VisionTokens | None = None
     pinned: Selection | None = None  # what was chosen of them before, by the same rule
+    frames: tuple[FrameStamp, ...] = ()  # which pictures of cameras are among them
 
 
 T = TypeVar("T")
@@ -47,12 +48,13 @@ def _nothing(*_: object) -> None:
 class Ask:
     """A request before its pictures are read."""
 
-    layout: Callable[[], Layout]  # reads them; runs on the caller's thread
+    layout: Callable[[], Layout]  # reads them; runs on the caller's thread, or the worker's
     budget: BudgetLike
     selector: str | Selector | None
     options: Options
     owner: KvOwner | None = None  # who will ask again about the same rows
     each_alone: bool = False  # the budget is for each picture, whatever is beside it
+    late: bool = False  # read them when the request's turn has come: a camera's newest
     done: Done = _nothing  # called on the worker's thread with the answer, before it is handed out
     ended: Callable[[], None] = _nothing  # called once, answered or not
 
@@ -130,20 +132,25 @@ class Runtime:
     def _start(self, ask: Ask, ticket: Ticket, watch: Stopwatch) -> AnswerStream:
         watch.add("wait", 0.0)
         try:
-            with memory_guarded(), watch.stage("preprocess"):
-                layout = ask.layout()
-                check_text(layout.prompt, self.model.llm.limits)
-                self.model.vision.check_all(layout.media)
-                task = self._task(ask, layout)
-                check_fits(task, self.model.llm.limits)
+            ready = None if ask.late else self.prepared(ask, watch)
         except BaseException as error:
             self.worker.release(ticket)
             self._refused(ask, error)
             raise
         channel = Channel()
-        job = _Job(self, ask, layout, task, ticket.control, watch, channel)
+        job = _Job(self, ask, ready, ticket.control, watch, channel)
         self.worker.start(ticket, job)
         return AnswerStream(channel, ticket.control, ask.ended)
+
+    def prepared(self, ask: Ask, watch: Stopwatch) -> "Ready":
+        """Read the pictures of a request, and refuse what cannot be answered."""
+        with memory_guarded(), watch.stage("preprocess"):
+            layout = ask.layout()
+            check_text(layout.prompt, self.model.llm.limits)
+            self.model.vision.check_all(layout.media)
+            task = self._task(ask, layout)
+            check_fits(task, self.model.llm.limits)
+        return Ready(layout, task)
 
     def _refused(self, ask: Ask, error: BaseException) -> None:
         """Count a request that never came to the worker."""
@@ -175,7 +182,15 @@ class Runtime:
             each_alone=ask.each_alone,
             seen=layout.seen,
             pinned=layout.pinned,
+            frames=layout.frames,
         )
+
+
+class Ready(NamedTuple):
+    """A request whose pictures were read."""
+
+    layout: Layout
+    task: Task
 
 
 def _begin(ask: Ask) -> tuple[Stopwatch, Control]:
@@ -243,16 +258,14 @@ class _Job:
         self,
         runtime: Runtime,
         ask: Ask,
-        layout: Layout,
-        task: Task,
+        ready: Ready | None,
         control: Control,
         watch: Stopwatch,
         channel: Channel,
     ) -> None:
         self._runtime = runtime
         self._ask = ask
-        self._layout = layout
-        self._task = task
+        self._ready = ready  # None: not before its turn
         self._control = control
         self._watch = watch
         self._channel = channel
@@ -265,10 +278,11 @@ class _Job:
         runtime = self._runtime
         try:
             self._control.check()
+            ready = self._ready or runtime.prepared(self._ask, self._watch)
             with memory_guarded():
                 made, vision = answer(
                     runtime.model,
-                    self._task,
+                    ready.task,
                     runtime.state,
                     self._control,
                     self._watch,
@@ -276,7 +290,7 @@ class _Job:
                 )
             self._wanted = self._channel.claim()
             if self._wanted:
-                self._ask.done(made, self._layout, vision)
+                self._ask.done(made, ready.layout, vision)
         except BaseException as error:  # a fault of ours too: whoever waits must hear of it
             self._end(error)
         else:
@@ -294,5 +308,5 @@ class _Job:
         self._runtime.state.stats.record_error(code_of(error))
         if self._wanted or self._channel.claim():
             self._ask.ended()
-        del self._ask, self._layout, self._task  # the frames know where they were called from
+        del self._ask, self._ready  # the frames know where they were called from
         self._channel.fail(error)

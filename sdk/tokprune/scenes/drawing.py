@@ -29,11 +29,20 @@ def draw_background(rng: np.random.Generator, height: int, width: int) -> Float3
     return _distracted(_background(rng, height, width), rng)
 
 
-def draw_noise(picture: Float32[Array, "h w 3"], rng: np.random.Generator) -> UInt8[Array, "h w 3"]:
-    """Add a camera's noise and return bytes. Changes the picture given."""
+def draw_noise(
+    picture: Float32[Array, "h w 3"], rng: np.random.Generator, strength: float | None = None
+) -> UInt8[Array, "h w 3"]:
+    """Add a camera's noise and return bytes. Changes the picture given.
+
+    Args:
+        picture: RGB, 0 to 255, at most 640 pixels a side.
+        rng: source of all chance.
+        strength: standard deviation of the noise; None: drawn between 1 and 7.
+    """
     height, width = int(picture.shape[0]), int(picture.shape[1])
     y, x = rng.integers(0, NOISE_PX - height + 1), rng.integers(0, NOISE_PX - width + 1)
-    picture += _noise()[y : y + height, x : x + width] * np.float32(rng.uniform(1, 7))
+    sigma = rng.uniform(1, 7) if strength is None else strength
+    picture += _noise()[y : y + height, x : x + width] * np.float32(sigma)
     return picture.clip(0, 255).astype(np.uint8)
 
 

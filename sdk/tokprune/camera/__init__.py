@@ -1,0 +1,1 @@
+"""Pictures from cameras, as they come."""
