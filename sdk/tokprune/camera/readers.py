@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from tokprune.types import Array, Image
 
@@ -20,6 +20,7 @@ class Grabbed:
     media_s: float | None = None  # when the stream or file shows it, in its own time
 
 
+@runtime_checkable
 class Reader(Protocol):
     """An open source. One thread reads and closes it."""
 
