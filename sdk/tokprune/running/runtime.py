@@ -275,29 +275,33 @@ class _Job:
     def run(self) -> None:
         """Answer, and hand everything to the channel."""
         self._watch.add("wait", self._queued_ms)
-        runtime = self._runtime
         try:
-            self._control.check()
-            ready = self._ready or runtime.prepared(self._ask, self._watch)
-            with memory_guarded():
-                made, vision = answer(
-                    runtime.model,
-                    ready.task,
-                    runtime.state,
-                    self._control,
-                    self._watch,
-                    self._channel.give,
-                )
-            self._wanted = self._channel.claim()
-            if self._wanted:
-                self._ask.done(made, ready.layout, vision)
+            made = self._answered()
         except BaseException as error:  # a fault of ours too: whoever waits must hear of it
             self._end(error)
         else:
-            runtime.state.stats.record(made)
+            self._runtime.state.stats.record(made)
             if self._wanted:
                 self._ask.ended()
             self._channel.finish(made)
+
+    def _answered(self) -> Answer:
+        self._control.check()
+        runtime = self._runtime
+        ready = self._ready or runtime.prepared(self._ask, self._watch)
+        with memory_guarded():
+            made, vision = answer(
+                runtime.model,
+                ready.task,
+                runtime.state,
+                self._control,
+                self._watch,
+                self._channel.give,
+            )
+        self._wanted = self._channel.claim()
+        if self._wanted:
+            self._ask.done(made, ready.layout, vision)
+        return made
 
     def fail(self, error: TokpruneError) -> None:
         """Hand over why it was not done."""
