@@ -259,16 +259,16 @@ def _cut(number: int, medium: Any) -> Prepared:
     where[..., 3], where[..., 4] = np.indices((rows, columns))
     return Prepared(
         kind="video" if isinstance(medium, Clip) else "picture",
-        calls=({"pixel_values": np.ascontiguousarray(cells.reshape(-1, 3))},),
-        pack=_first,
+        calls=({"pixel_values": np.ascontiguousarray(cells.reshape(len(frames), -1, 3))},),
+        pack=_joined,
         where=where.reshape(-1, 7),
         regions=tuple(Region(number, frame, 0, rows, columns) for frame in range(len(frames))),
         size_hw=(height, width),
     )
 
 
-def _first(outputs: list[Array]) -> Array:
-    return outputs[0]
+def _joined(outputs: list[Array]) -> Array:
+    return np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in outputs])
 
 
 def _tokenizer() -> Tokenizer:

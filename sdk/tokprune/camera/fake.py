@@ -210,7 +210,7 @@ def _room(scene: Scene, number: int) -> float:
         for o in scene.things
         if o is not thing
     ]
-    return max(0.0, min(WIDEST_ORBIT_PX, walls, *gaps))
+    return max(0.0, min(WIDEST_ORBIT_PX, float(walls), *gaps))
 
 
 def _value(name: str, text: str) -> object:
