@@ -363,6 +363,10 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_of_its_own() -> None:
         assert camera.wait(after=0, timeout_s=10.0).stamp.number == 1
 
 
+async def anext_of(camera: tokprune.Camera) -> tokprune.Frame:
+    return await camera.__anext__()
+
+
 def test_an_event_loop_goes_on_while_frames_are_awaited() -> None:
     script = Script()
 
@@ -388,7 +392,7 @@ def test_an_event_loop_goes_on_while_frames_are_awaited() -> None:
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            closing = asyncio.create_task(anext(aiter(camera)))
+            closing = asyncio.create_task(anext_of(camera))
             await asyncio.sleep(0.01)
             camera.close()
             with pytest.raises(StopAsyncIteration):
@@ -411,12 +415,16 @@ def test_pushed_pictures_are_a_camera_too() -> None:
         mine[:] = 99
         assert (frame.image == plain(1)).all(), "a copy"
         assert frame.stamp.source == "front"
+        pushed.push(plain(5), captured_s=frame.stamp.captured_s - 0.25)
+        late = camera.wait(timeout_s=10.0).stamp
+        assert late.captured_s == frame.stamp.captured_s - 0.25, "its own time, if it has one"
+        assert late.wall_s == pytest.approx(frame.stamp.wall_s - 0.25, abs=0.05)
         pushed.end()
         until(lambda: camera.state == "LOST")
         with pytest.raises(CameraLost, match="nothing is pushed any more"):
             camera.look()
         pushed.push(plain(2))
-        assert camera.wait(timeout_s=10.0).stamp.number == 1
+        assert camera.wait(timeout_s=10.0).stamp.number == 2
         with pytest.raises(PictureInvalid, match="The array"):
             pushed.push(np.zeros((4, 4), np.float32))
     assert not camera_threads()

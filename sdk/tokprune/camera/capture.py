@@ -275,9 +275,11 @@ class Capture:
         with self.changed:
             if session.over.is_set():
                 return
-            now_s = self._clock()
-            self._health.arrived(now_s, grabbed.plane, grabbed.media_s)
-            stamp = FrameStamp(self.plan.name, self._count, now_s, self._wall(), grabbed.media_s)
+            now_s, wall_s = self._clock(), self._wall()
+            came_s = now_s if grabbed.captured_s is None else min(grabbed.captured_s, now_s)
+            wall_s -= now_s - came_s
+            self._health.arrived(came_s, grabbed.plane, grabbed.media_s)
+            stamp = FrameStamp(self.plan.name, self._count, came_s, wall_s, grabbed.media_s)
             self._shot = Shot(grabbed, stamp)
             self._count += 1
             self._taken = False

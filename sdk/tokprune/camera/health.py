@@ -88,7 +88,7 @@ class Health:
         if self.state(now_s) != "LIVE":
             self._live_s = now_s
         if self._latest_s is not None and self._lost_s is None:
-            self._gaps.append(now_s - self._latest_s)
+            self._gaps.append(max(0.0, now_s - self._latest_s))
         if self._lost_s is not None and self._latest_s is not None:
             self.reconnects += 1
         if self._frozen_after_s is not None:

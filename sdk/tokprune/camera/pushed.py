@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from threading import Condition
+from time import monotonic
 
 import numpy as np
 
@@ -20,16 +21,21 @@ class PushedFrames:
         self._waiting: Grabbed | None = None
         self._ends = 0
 
-    def push(self, image: PictureSource) -> None:
+    def push(self, image: PictureSource, captured_s: float | None = None) -> None:
         """Give a picture. Arrays are copied: their owner may write over them.
+
+        Args:
+            image: as `VLM.ask` takes it.
+            captured_s: monotonic time of the picture, which its stamp will have; None: now.
 
         Raises:
             PictureInvalid: it cannot be decoded.
         """
+        came_s = monotonic() if captured_s is None else captured_s
         picture = np.array(load_picture(image))
         picture.flags.writeable = False
         with self._changed:
-            self._waiting = Grabbed(lambda: picture, picture)
+            self._waiting = Grabbed(lambda: picture, picture, captured_s=came_s)
             self._changed.notify_all()
 
     def end(self) -> None:

@@ -18,6 +18,7 @@ class Grabbed:
     image: Callable[[], Image]  # RGB, upright; from any thread, at any later time
     plane: Array  # of the raw picture: equal values mean an equal picture
     media_s: float | None = None  # when the stream or file shows it, in its own time
+    captured_s: float | None = None  # monotonic time at which it came; None: as it is read
 
 
 @runtime_checkable
