@@ -43,6 +43,10 @@ from tokprune.tracing import write_trace
 from tokprune.types import Answer, Clip, Frame, FrameStamp, Ranking, Region, Selection
 from tokprune.video import clip_of, load_video
 from tokprune.vlm import VLM, Health
+from tokprune.watching.events import Observation, WatchEvent
+from tokprune.watching.gate import ChangeGate
+from tokprune.watching.watcher import Watcher
+from tokprune.watching.window import Window
 
 __all__ = [
     "VLM",
@@ -64,6 +68,7 @@ __all__ = [
     "CameraUnusable",
     "CancelToken",
     "Cancelled",
+    "ChangeGate",
     "Chat",
     "Clip",
     "Closed",
@@ -83,6 +88,7 @@ __all__ = [
     "KeepRatio",
     "MemoryPlan",
     "NotCalibrated",
+    "Observation",
     "OutOfMemory",
     "PictureInvalid",
     "Pinned",
@@ -94,6 +100,9 @@ __all__ = [
     "SelectorUnavailable",
     "Stats",
     "TokpruneError",
+    "WatchEvent",
+    "Watcher",
+    "Window",
     "clip_of",
     "load",
     "load_video",

@@ -15,12 +15,14 @@ from tokprune.commands.doctor import Doctor, run_doctor
 from tokprune.commands.inspect import Inspect, run_inspect
 from tokprune.commands.serve import Serve, run_serve
 from tokprune.commands.verify import Verify, run_verify
+from tokprune.commands.watch import Watch, run_watch
 from tokprune.errors import TokpruneError
 from tokprune_runtimes.errors import EngineError
 
 Command: TypeAlias = (
     Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[ChatCommand, tyro.conf.subcommand("chat")]
+    | Annotated[Watch, tyro.conf.subcommand("watch")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
@@ -60,6 +62,8 @@ def _run(command: Command) -> int:
             return run_ask(command)
         case ChatCommand():
             return run_chat(command)
+        case Watch():
+            return run_watch(command)
         case Bench():
             return run_bench(command)
         case Calibrate():

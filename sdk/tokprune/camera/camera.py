@@ -2,12 +2,12 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
 from types import TracebackType
 from typing import NoReturn
 
-from tokprune.camera.capture import Capture, Clock, Shot
+from tokprune.camera.capture import Capture, Clock, Listener, Shot
 from tokprune.camera.health import CameraState, CameraStatus
 from tokprune.errors import CameraFrozen, CameraLost, Closed, FrameTooOld
 from tokprune.types import Frame
@@ -123,6 +123,21 @@ class Camera:
         finally:
             end()
         return await asyncio.to_thread(self._shown, shot)
+
+    def held(self) -> Shot | None:
+        """Return the newest picture before it is RGB, whatever its age; to be called often."""
+        return self._capture.newest()
+
+    def fresh(self, after: int) -> Shot | None:
+        """Return the newest picture if its number is above `after` and it may be asked about."""
+        return self._fresh(after)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` when a picture came or the state may be another. Return what ends it.
+
+        It runs on the capture thread, and must be quick.
+        """
+        return self._capture.listen(listener)
 
     def __iter__(self) -> Iterator[Frame]:
         return self

@@ -168,6 +168,7 @@ def as_json(answer: Answer, media: Sequence[Medium]) -> dict[str, Any]:
             for index, medium in enumerate(media)
             if isinstance(medium, Clip)
         ],
+        "frame_age_s": answer.frame_age_s,
     }
 
 

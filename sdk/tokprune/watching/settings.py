@@ -1,0 +1,87 @@
+"""What a watcher asks, and when."""
+
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from typing import Any, Literal, TypeAlias
+
+from typing_extensions import Unpack
+
+from tokprune.budgets import Budget, BudgetLike, budget_of
+from tokprune.control import CancelToken
+from tokprune.errors import RequestInvalid, unknown
+from tokprune.model import Model
+from tokprune.running.request import AskOptions, options_of
+from tokprune.selectors import Selector
+
+Mode: TypeAlias = Literal["continuous", "on_change", "on_demand"]
+MODES: tuple[Mode, ...] = ("continuous", "on_change", "on_demand")
+
+
+class Changes(AskOptions, total=False):
+    """Keywords of `Watcher.update`."""
+
+    question: str
+    """What is asked."""
+    budget: BudgetLike
+    """How many vision tokens may enter the LLM."""
+    selector: str | Selector | None
+    """How they are chosen."""
+    system: str | None
+    """A system message."""
+    mode: Mode
+    """When a question is asked."""
+    every_s: float
+    """At most one question in so many seconds."""
+
+
+class _Keywords(AskOptions):
+    budget: Budget
+    selector: str | Selector | None
+    system: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked from the next frame on."""
+
+    question: str
+    budget: Budget
+    selector: str | Selector | None
+    system: str | None
+    mode: Mode
+    every_s: float
+    options: AskOptions
+
+    def changed(self, model: Model, **changes: Unpack[Changes]) -> "Settings":
+        """Return them with changes.
+
+        Raises:
+            RequestInvalid, SelectorUnavailable: one makes no sense.
+            TypeError: there is no keyword of that name.
+        """
+        given: dict[str, Any] = dict(changes)
+        own = {field.name for field in fields(self)} - {"options"}
+        if "budget" in given:
+            given["budget"] = budget_of(given["budget"])
+        options: Any = {**self.options, **{n: v for n, v in given.items() if n not in own}}
+        mine = {name: value for name, value in given.items() if name in own}
+        made = replace(self, **mine, options=options)
+        made.check(model)
+        return made
+
+    def asked(self, cancel: CancelToken) -> "_Keywords":
+        """Return them as keywords of `VLM.stream`, all but the question."""
+        keywords: Any = {**self.options, "cancel": cancel}
+        keywords.update(budget=self.budget, selector=self.selector, system=self.system)
+        return keywords
+
+    def check(self, model: Model) -> None:
+        """Refuse what makes no sense, before any frame is there."""
+        options_of(self.options).check()
+        model.selector(self.selector)
+        if self.mode not in MODES:
+            raise RequestInvalid(unknown("mode", self.mode, list(MODES)))
+        if not (isfinite(self.every_s) and self.every_s >= 0):
+            raise RequestInvalid(f"every_s must be 0 seconds or more, got {self.every_s}")
+        if self.options.get("cancel") is not None:
+            raise RequestInvalid("`Watcher.cancel` ends the running answer: give no `cancel` token")
