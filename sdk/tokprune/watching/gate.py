@@ -135,7 +135,11 @@ class ChangeGate:
     def _differs(
         self, kept: _Kept, image: UInt8[Array, "h w 3"], means: Float32[Array, "r c 3"]
     ) -> bool:
-        return kept.image.shape != image.shape or difference(kept.means, means) > self.threshold
+        if kept.image.shape != image.shape:
+            return True
+        if not self.threshold:
+            return not np.array_equal(kept.image, image)
+        return difference(kept.means, means) > self.threshold
 
     def _old(self, kept: _Kept, frame: Frame) -> bool:
         if self.renew_s is None:

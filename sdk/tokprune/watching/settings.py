@@ -60,6 +60,8 @@ class Settings:
             TypeError: there is no keyword of that name.
         """
         given: dict[str, Any] = dict(changes)
+        if "mode" in given:
+            check_mode(given["mode"])
         own = {field.name for field in fields(self)} - {"options"}
         if "budget" in given:
             given["budget"] = budget_of(given["budget"])
@@ -79,9 +81,18 @@ class Settings:
         """Refuse what makes no sense, before any frame is there."""
         options_of(self.options).check()
         model.selector(self.selector)
-        if self.mode not in MODES:
-            raise RequestInvalid(unknown("mode", self.mode, list(MODES)))
+        check_mode(self.mode)
         if not (isfinite(self.every_s) and self.every_s >= 0):
             raise RequestInvalid(f"every_s must be 0 seconds or more, got {self.every_s}")
         if self.options.get("cancel") is not None:
             raise RequestInvalid("`Watcher.cancel` ends the running answer: give no `cancel` token")
+
+
+def check_mode(mode: str) -> None:
+    """Refuse what is no mode.
+
+    Raises:
+        RequestInvalid: says what is.
+    """
+    if mode not in MODES:
+        raise RequestInvalid(unknown("mode", mode, list(MODES)))

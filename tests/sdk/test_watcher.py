@@ -1,0 +1,557 @@
+"""A question about a camera, asked again and again: when, and about which frame."""
+
+import asyncio
+import gc
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted_camera import END, GONE, Script, camera_of, grabbed
+from stub_model import Held, Stub, a_picture, a_vlm
+from watchdog import watchdog
+
+from tokprune import (
+    CameraLost,
+    Cancelled,
+    ChangeGate,
+    Closed,
+    ContextOverflow,
+    DeadlineExceeded,
+    FrameTooOld,
+    RequestInvalid,
+    Watcher,
+)
+from tokprune.camera.camera import Camera
+from tokprune.types import Array
+from tokprune.vlm import VLM
+from tokprune.watching import (
+    Answered,
+    Asked,
+    Failed,
+    Observation,
+    Piece,
+    StateChanged,
+    WatchEvent,
+)
+
+QUESTION = "what is it?"
+
+
+@pytest.fixture(autouse=True)
+def watched() -> Iterator[None]:
+    with watchdog(60):
+        yield
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def stub() -> Stub:
+    return Stub()
+
+
+@pytest.fixture
+def vlm(stub: Stub) -> Iterator[VLM]:
+    with a_vlm(stub) as made:
+        yield made
+
+
+@pytest.fixture
+def camera(script: Script) -> Iterator[Camera]:
+    with camera_of(script) as made:
+        yield made
+
+
+def until(true: Callable[[], object]) -> None:
+    while not true():
+        time.sleep(0.001)
+
+
+def shown(script: Script, camera: Camera, picture: int | Array) -> None:
+    before = camera.status().frames
+    script.give(a_picture(picture) if isinstance(picture, int) else picture)
+    until(lambda: camera.status().frames > before)
+
+
+def names(events: list[WatchEvent]) -> list[str]:
+    """Return what happened, pieces of one answer as one."""
+    found: list[str] = []
+    for event in events:
+        name = type(event).__name__
+        if isinstance(event, StateChanged):
+            name = event.status.state
+        if found[-1:] != [name] or name != "Piece":
+            found.append(name)
+    return found
+
+
+def test_each_answer_is_about_the_newest_frame_and_counts_what_was_passed_over(
+    vlm: VLM, camera: Camera, script: Script
+) -> None:
+    with Watcher(vlm, camera, QUESTION) as watcher:
+        shown(script, camera, 0)
+        first = watcher.next(timeout_s=10.0)
+        for seed in (1, 2, 3):
+            shown(script, camera, seed)
+        second = watcher.next(timeout_s=10.0)
+    assert [seen.frame.number for seen in (first, second)] == [0, 3]
+    assert [seen.drops for seen in (first, second)] == [0, 2]
+    assert [seen.number for seen in (first, second)] == [0, 1]
+    assert second.answer.text == vlm.ask(a_picture(3), QUESTION).text
+    assert second.answer.frames == (second.frame,)
+    assert second.age_s == second.answer.frame_age_s
+    assert (second.state, second.question, second.unchanged) == ("LIVE", QUESTION, False)
+
+
+def test_one_frame_is_asked_about_once(vlm: VLM, camera: Camera, script: Script) -> None:
+    with Watcher(vlm, camera, QUESTION) as watcher:
+        shown(script, camera, 0)
+        watcher.next(timeout_s=10.0)
+        with pytest.raises(DeadlineExceeded, match="nothing to ask"):
+            watcher.next(timeout_s=0.05)
+
+
+def test_a_camera_that_has_no_frame_in_time_gives_its_own_error(
+    vlm: VLM, camera: Camera, script: Script
+) -> None:
+    with Watcher(vlm, camera, QUESTION) as watcher:
+        with pytest.raises(CameraLost, match="has not shown anything yet"):
+            watcher.next(timeout_s=0.02)
+        shown(script, camera, 0)
+        watcher.next(timeout_s=10.0)
+        script.refusals += [GONE] * 1000
+        script.give(GONE)
+        until(lambda: camera.state == "LOST")
+        with pytest.raises(CameraLost, match="it was pulled out"):
+            watcher.next(timeout_s=0.02)
+
+
+def test_iterating_goes_on_through_an_outage(vlm: VLM, camera: Camera, script: Script) -> None:
+    events: list[WatchEvent] = []
+    with Watcher(vlm, camera, QUESTION, listener=events.append) as watcher:
+        shown(script, camera, 0)
+        seen = iter(watcher)
+        assert next(seen).frame.number == 0
+        script.refusals += [GONE] * 30
+        script.give(GONE, a_picture(1))
+        assert next(seen).frame.number == 1
+    happened = names(events)
+    assert happened[:4] == ["LIVE", "Asked", "Piece", "Answered"]
+    assert happened[-4:] == ["LIVE", "Asked", "Piece", "Answered"]
+
+
+def test_a_listener_hears_everything_in_order(vlm: VLM, camera: Camera, script: Script) -> None:
+    events: list[WatchEvent] = []
+    with Watcher(vlm, camera, QUESTION, listener=events.append) as watcher:
+        shown(script, camera, 0)
+        seen = watcher.next(timeout_s=10.0)
+    assert names(events)[-3:] == ["Asked", "Piece", "Answered"]
+    asked = next(event for event in events if isinstance(event, Asked))
+    assert asked.frame == seen.frame
+    assert asked.looked.stamp == seen.frame
+    assert (asked.question, asked.unchanged) == (QUESTION, False)
+    text = "".join(event.text for event in events if isinstance(event, Piece))
+    assert text == seen.answer.text
+    assert [event.observation for event in events if isinstance(event, Answered)] == [seen]
+
+
+def test_what_a_listener_raises_is_logged_and_stops_nothing(
+    vlm: VLM, camera: Camera, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(event: WatchEvent) -> None:
+        raise ValueError("of the listener")
+
+    with Watcher(vlm, camera, QUESTION, listener=broken) as watcher:
+        shown(script, camera, 0)
+        assert watcher.next(timeout_s=10.0).frame.number == 0
+    assert "the listener of camera eye failed" in caplog.text
+
+
+def test_what_is_asked_changes_from_the_next_frame_on_never_within_an_answer(
+    vlm: VLM, stub: Stub, camera: Camera, script: Script
+) -> None:
+    held = Held("prefill")
+    stub.at = held
+    found: list[Observation] = []
+    with Watcher(vlm, camera, QUESTION, budget=0.5) as watcher:
+        shown(script, camera, 0)
+        thread = Thread(target=lambda: found.append(watcher.next(timeout_s=10.0)))
+        thread.start()
+        assert held.reached.wait(10)
+        watcher.update(question="and this?", budget=4, selector="uniform", max_new_tokens=2)
+        held.go.set()
+        thread.join(10)
+        shown(script, camera, 1)
+        found.append(watcher.next(timeout_s=10.0))
+        assert watcher.settings.question == "and this?"
+    before, after = found
+    assert (before.question, before.answer.kept) == (QUESTION, 12)
+    assert (after.question, after.answer.kept, after.answer.selector) == ("and this?", 4, "uniform")
+    assert len(after.answer.token_ids) <= 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 2.0}, "."),
+        ({"selector": "relevanse"}, "Unknown selector"),
+        ({"mode": "sometimes"}, "Unknown mode 'sometimes'"),
+        ({"every_s": -1.0}, "every_s must be 0 seconds or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"question": "new", "stop": [""]}, "stop"),
+    ],
+)
+def test_a_change_that_makes_no_sense_is_refused_at_once_and_changes_nothing(
+    vlm: VLM, camera: Camera, changes: dict[str, Any], message: str
+) -> None:
+    with Watcher(vlm, camera, QUESTION) as watcher:
+        before = watcher.settings
+        with pytest.raises(RequestInvalid, match=message):
+            watcher.update(**changes)
+        assert watcher.settings is before
+        with pytest.raises(TypeError, match="Did you mean 'max_new_tokens'"):
+            watcher.update(max_new_token=3)  # pyright: ignore[reportCallIssue]
+
+
+def test_a_token_of_the_callers_own_is_refused(vlm: VLM, camera: Camera) -> None:
+    from tokprune import CancelToken
+
+    with pytest.raises(RequestInvalid, match=r"Watcher\.cancel"):
+        Watcher(vlm, camera, QUESTION, cancel=CancelToken())
+
+
+def test_on_change_asks_about_what_has_changed_and_not_about_noise(
+    vlm: VLM, camera: Camera, script: Script
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def noisy(picture: Array) -> Array:
+        return np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
+
+    grey = np.full((32, 48, 3), 120, np.uint8)
+    changed = grey.copy()
+    changed[8:16, 8:16] = 200
+    with Watcher(vlm, camera, QUESTION, mode="on_change") as watcher:
+        shown(script, camera, noisy(grey))
+        assert watcher.next(timeout_s=10.0).frame.number == 0
+        for _ in range(3):
+            shown(script, camera, noisy(grey))
+            with pytest.raises(DeadlineExceeded):
+                watcher.next(timeout_s=0.02)
+        shown(script, camera, noisy(changed))
+        assert watcher.next(timeout_s=10.0).frame.number == 4
+        shown(script, camera, noisy(changed))
+        watcher.update(question="another")
+        seen = watcher.next(timeout_s=10.0)
+        assert (seen.question, seen.unchanged) == ("another", True)
+
+
+def test_an_unchanged_frame_is_not_encoded_again_and_keeps_its_own_stamp(
+    vlm: VLM, camera: Camera, script: Script
+) -> None:
+    picture = np.full((32, 48, 3), 120, np.uint8)
+    with Watcher(vlm, camera, QUESTION) as watcher:
+        shown(script, camera, picture)
+        first = watcher.next(timeout_s=10.0)
+        shown(script, camera, picture + np.uint8(1))
+        second = watcher.next(timeout_s=10.0)
+    assert (first.unchanged, first.answer.encoder_runs) == (False, 1)
+    assert (second.unchanged, second.answer.encoder_runs, second.answer.encoder_hits) == (
+        True,
+        0,
+        1,
+    )
+    assert second.frame.number == 1
+    assert second.answer.text == first.answer.text
+
+
+def test_without_a_gate_every_frame_is_encoded(vlm: VLM, camera: Camera, script: Script) -> None:
+    picture = np.full((32, 48, 3), 120, np.uint8)
+    with Watcher(vlm, camera, QUESTION, gate=None) as watcher:
+        for step in range(2):
+            shown(script, camera, picture + np.uint8(step))
+            seen = watcher.next(timeout_s=10.0)
+            assert (seen.unchanged, seen.answer.encoder_runs) == (False, 1)
+
+
+def test_a_gate_of_ones_own_counts(vlm: VLM, camera: Camera, script: Script) -> None:
+    gate = ChangeGate(threshold=0.0)
+    with Watcher(vlm, camera, QUESTION, gate=gate) as watcher:
+        for step in range(3):
+            shown(script, camera, np.full((32, 48, 3), 120 + step, np.uint8))
+            assert not watcher.next(timeout_s=10.0).unchanged
+    assert (gate.frames, gate.unchanged) == (3, 0)
+
+
+def test_on_demand_asks_when_told_to(vlm: VLM, camera: Camera, script: Script) -> None:
+    with Watcher(vlm, camera, QUESTION, mode="on_demand") as watcher:
+        shown(script, camera, 0)
+        with pytest.raises(DeadlineExceeded):
+            watcher.next(timeout_s=0.05)
+        watcher.ask("now?")
+        watcher.ask("now?")  # still one question
+        assert watcher.next(timeout_s=10.0).question == "now?"
+        with pytest.raises(DeadlineExceeded):
+            watcher.next(timeout_s=0.05)
+
+
+def test_a_paused_watcher_asks_only_when_told_to(vlm: VLM, camera: Camera, script: Script) -> None:
+    with Watcher(vlm, camera, QUESTION) as watcher:
+        watcher.pause()
+        shown(script, camera, 0)
+        with pytest.raises(DeadlineExceeded):
+            watcher.next(timeout_s=0.05)
+        assert watcher.paused
+        watcher.ask()
+        assert watcher.next(timeout_s=10.0).frame.number == 0
+        shown(script, camera, 1)
+        watcher.resume()
+        assert watcher.next(timeout_s=10.0).frame.number == 1
+
+
+def test_questions_keep_their_distance(vlm: VLM, camera: Camera, script: Script) -> None:
+    with Watcher(vlm, camera, QUESTION, every_s=0.2) as watcher:
+        began: list[float] = []
+        for seed in range(3):
+            shown(script, camera, seed)
+            watcher.next(timeout_s=10.0)
+            began.append(time.monotonic())
+    assert began[1] - began[0] >= 0.15
+    assert began[2] - began[1] >= 0.15
+
+
+def test_cancel_ends_the_running_answer_and_the_watch_goes_on(
+    vlm: VLM, stub: Stub, camera: Camera, script: Script
+) -> None:
+    held = Held("prefill")
+    stub.at = held
+    events: list[WatchEvent] = []
+    found: list[Observation] = []
+    with Watcher(vlm, camera, QUESTION, listener=events.append) as watcher:
+        thread = Thread(target=lambda: found.append(next(iter(watcher))))
+        thread.start()
+        shown(script, camera, 0)
+        assert held.reached.wait(10)
+        watcher.cancel()
+        until(lambda: any(isinstance(event, Failed) for event in events))
+        shown(script, camera, 1)
+        thread.join(10)
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert isinstance(failed.error, Cancelled)
+    assert failed.frame is not None
+    assert failed.frame.number == 0
+    assert [seen.frame.number for seen in found] == [1]
+
+
+def test_an_answer_cancelled_after_its_first_token_is_an_answer(
+    vlm: VLM, stub: Stub, camera: Camera, script: Script
+) -> None:
+    stub.end_after = 0
+    watcher = Watcher(vlm, camera, QUESTION, listener=lambda event: hear(event), max_new_tokens=60)
+
+    def hear(event: WatchEvent) -> None:
+        if isinstance(event, Piece):
+            watcher.cancel()
+
+    with watcher:
+        shown(script, camera, 0)
+        seen = watcher.next(timeout_s=10.0)
+    assert seen.answer.finish_reason in ("cancelled", "length")
+
+
+def test_close_ends_an_iteration_that_waits_and_one_that_answers(
+    vlm: VLM, stub: Stub, camera: Camera, script: Script
+) -> None:
+    def count(watcher: Watcher, into: list[int]) -> None:
+        into.append(sum(1 for _ in watcher))
+
+    for answering in (False, True):
+        held = Held("prefill")
+        stub.at = held
+        watcher = Watcher(vlm, camera, QUESTION)
+        ended: list[int] = []
+        thread = Thread(target=count, args=(watcher, ended))
+        thread.start()
+        if answering:
+            shown(script, camera, 7)
+            assert held.reached.wait(10)
+        watcher.close()
+        thread.join(10)
+        assert ended == [0]
+        with pytest.raises(Closed):
+            watcher.next()
+
+
+def test_an_error_that_stands_ends_an_iteration_nobody_listens_to(
+    vlm: VLM, camera: Camera, script: Script
+) -> None:
+    with Watcher(vlm, camera, "x" * 1000) as watcher:
+        shown(script, camera, 0)
+        with pytest.raises(ContextOverflow):
+            next(iter(watcher))
+
+
+def test_an_error_that_stands_is_told_once_and_waits_for_a_change(
+    vlm: VLM, stub: Stub, camera: Camera, script: Script
+) -> None:
+    events: list[WatchEvent] = []
+    found: list[Observation] = []
+    with Watcher(vlm, camera, "x" * 1000, listener=events.append) as watcher:
+        thread = Thread(target=lambda: found.append(next(iter(watcher))))
+        thread.start()
+        for seed in range(5):
+            shown(script, camera, seed)
+        time.sleep(0.2)
+        assert len([event for event in events if isinstance(event, Failed)]) == 1
+        watcher.update(question=QUESTION)
+        shown(script, camera, 6)
+        thread.join(10)
+    assert len(found) == 1
+
+
+def test_a_file_is_asked_about_frame_by_frame_to_its_end(vlm: VLM, script: Script) -> None:
+    script.give(*(a_picture(seed) for seed in range(5)), END)
+    with camera_of(script, live=False) as camera, Watcher(vlm, camera, QUESTION) as watcher:
+        seen = list(watcher)
+        with pytest.raises(CameraLost, match="has ended"):
+            watcher.next()
+    assert [each.frame.number for each in seen] == [0, 1, 2, 3, 4]
+    assert [each.drops for each in seen] == [0] * 5
+
+
+def test_every_s_of_a_file_is_in_its_own_time(vlm: VLM, script: Script) -> None:
+    steps = [grabbed(a_picture(n), media_s=0.1 * n) for n in range(20)]
+    script.give(*steps, END)
+    with camera_of(script, live=False) as camera:
+        watcher = Watcher(vlm, camera, QUESTION, every_s=0.5)
+        times = [seen.frame.media_s for seen in watcher]
+    assert times == pytest.approx([0.0, 0.5, 1.0, 1.5])
+
+
+def test_a_deadline_counts_from_each_question(
+    vlm: VLM, stub: Stub, camera: Camera, script: Script
+) -> None:
+    with Watcher(vlm, camera, QUESTION, deadline_s=0.3) as watcher:
+        for seed in range(3):
+            time.sleep(0.15)
+            shown(script, camera, seed)
+            assert watcher.next(timeout_s=10.0).answer.finish_reason in ("stop", "length")
+        held = Held("prefill")
+        stub.at = held
+        shown(script, camera, 9)
+        with pytest.raises(DeadlineExceeded, match="No first token"):
+            watcher.next(timeout_s=10.0)
+
+
+def test_an_event_loop_watches_too(vlm: VLM, camera: Camera, script: Script) -> None:
+    async def main() -> tuple[list[int], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.001)
+
+        ticking = asyncio.create_task(tick())
+        found: list[int] = []
+        watcher = Watcher(vlm, camera, QUESTION)
+        with pytest.raises(CameraLost):
+            await watcher.next_async(timeout_s=0.05)
+        script.give(a_picture(0))
+        async for seen in watcher:
+            found.append(seen.frame.number)
+            if len(found) == 3:
+                break
+            script.give(a_picture(len(found)))
+        waiting = asyncio.create_task(watcher.next_async())
+        await asyncio.sleep(0.02)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        watcher.close()
+        assert [seen async for seen in watcher] == []
+        ticking.cancel()
+        return found, ticks
+
+    found, ticks = asyncio.run(main())
+    assert found == [0, 1, 2]
+    assert ticks > 20
+
+
+def test_two_watchers_of_one_model_take_turns_and_each_frame_is_new_at_its_turn(
+    vlm: VLM, script: Script, camera: Camera
+) -> None:
+    ages: list[float] = []
+    done = Event()
+
+    def show() -> None:
+        seed = 0
+        while not done.wait(0.003):
+            seed += 1
+            script.give(a_picture(seed))
+
+    def watch() -> None:
+        with Watcher(vlm, camera, QUESTION) as watcher:
+            for _ in range(10):
+                seen = watcher.next(timeout_s=10.0)
+                ran = seen.answer.timings_ms
+                ages.append(seen.age_s - sum(ran[s] for s in ran if s != "wait") / 1000)
+
+    threads = [Thread(target=watch) for _ in range(3)]
+    shower = Thread(target=show)
+    for thread in (shower, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    done.set()
+    shower.join(10)
+    assert len(ages) == 30
+    assert max(ages) < 0.5
+
+
+def test_old_frames_are_not_held(vlm: VLM, camera: Camera, script: Script) -> None:
+    looked: list[weakref.ref[Any]] = []
+
+    def hear(event: WatchEvent) -> None:
+        if isinstance(event, Asked):
+            looked.append(weakref.ref(event.looked))
+
+    with Watcher(vlm, camera, QUESTION, listener=hear) as watcher:
+        for seed in range(5):
+            shown(script, camera, seed)
+            watcher.next(timeout_s=10.0)
+        gc.collect()
+        assert sum(ref() is not None for ref in looked) <= 1, "the newest, which the camera holds"
+
+
+def test_a_stale_camera_is_not_asked_about(vlm: VLM, script: Script) -> None:
+    with camera_of(script, max_frame_age_s=0.05) as camera, Watcher(vlm, camera, QUESTION) as w:
+        shown(script, camera, 0)
+        time.sleep(0.1)
+        with pytest.raises(FrameTooOld):
+            w.next(timeout_s=0.02)
+
+
+def test_states_are_logged_nowhere_but_told(
+    vlm: VLM, camera: Camera, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[WatchEvent] = []
+    with (
+        caplog.at_level(logging.INFO, "tokprune"),
+        Watcher(vlm, camera, QUESTION, listener=events.append) as watcher,
+    ):
+        with pytest.raises(CameraLost):
+            watcher.next(timeout_s=0.01)
+        shown(script, camera, 0)
+        watcher.next(timeout_s=10.0)
+    assert [e.status.state for e in events if isinstance(e, StateChanged)] == ["CONNECTING", "LIVE"]
+    assert not caplog.records
