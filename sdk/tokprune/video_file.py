@@ -25,7 +25,8 @@ from av.video.stream import VideoStream
 from tokprune.errors import PictureInvalid
 from tokprune.pictures import MAX_PIXELS
 from tokprune.timeline import Timeline, Wanted, choose
-from tokprune.types import Array, Clip, Image
+from tokprune.turning import CONVERT, upright
+from tokprune.types import Array, Clip
 
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,ogg,flv"
 CODECS = {
@@ -33,12 +34,11 @@ CODECS = {
     "mpeg4": "MPEG-4", "mpeg2video": "MPEG-2", "mpeg1video": "MPEG-1", "mjpeg": "Motion JPEG",
     "theora": "Theora", "ffv1": "FFV1", "prores": "ProRes", "rawvideo": "raw",
 }  # fmt: skip
-CONVERT = "convert it: ffmpeg -i IN -c:v libx264 OUT.mp4"
 MAX_STREAMS = 64
 MAX_PACKETS = 4_000_000  # of all streams: half a day of video with sound
 TRUNCATED_S = 0.5  # what may lack of the length that a header says
 STATES_LENGTH = ("matroska", "avi", "flv")  # whose headers say how long everything lasts
-_LIMIT = {"max_pixels": str(MAX_PIXELS * 5 // 4)}  # decoders count whole blocks
+LIMIT = {"max_pixels": str(MAX_PIXELS * 5 // 4)}  # decoders count whole blocks
 _STRICT = {"err_detect": "explode"}  # or decoders paint over what is damaged
 
 
@@ -92,13 +92,18 @@ def read(file: _File, wanted: Wanted, max_pixels: int, name: str) -> Clip:
 
 
 @contextmanager
-def _opened(file: _File, name: str) -> Generator[tuple[InputContainer, VideoStream], None, None]:
-    """Open the file at its beginning, with its main video stream."""
+def opened(file: _File, name: str) -> Generator[tuple[InputContainer, VideoStream], None, None]:
+    """Open the file at its beginning, with its main video stream.
+
+    Raises:
+        PictureInvalid: it is no video that may be decoded.
+        FFmpegError: it cannot be read.
+    """
     file.seek(0)
     container: InputContainer = av.open(
         file,
         mode="r",
-        options=_LIMIT,  # of what FFmpeg decodes to learn about the streams
+        options=LIMIT,  # of what FFmpeg decodes to learn about the streams
         container_options={
             "format_whitelist": CONTAINERS,
             "codec_whitelist": ",".join(CODECS),
@@ -127,7 +132,7 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     if codec is None or codec.name not in CODECS:
         kind = "an unknown codec" if codec is None else repr(codec.name)
         _refuse(f"{name} is {kind}, expected one of {', '.join(CODECS.values())}: {CONVERT}")
-    codec.options = _LIMIT | _STRICT
+    codec.options = LIMIT | _STRICT
     return stream
 
 
@@ -155,7 +160,7 @@ class _Seen:
 def _scan(file: _File, name: str) -> Timeline:
     """Read when frames are shown, without decoding any."""
     seen = _Seen()
-    with _opened(file, name) as (container, stream):
+    with opened(file, name) as (container, stream):
         ticks_s = [float(each.time_base or 0) for each in container.streams]
         for number, packet in enumerate(container.demux()):  # all: together they tell the end
             if number == MAX_PACKETS:
@@ -195,7 +200,7 @@ def _timeline(container: InputContainer, stream: VideoStream, seen: _Seen, name:
 
 def _watch(file: _File, timeline: Timeline, name: str) -> Timeline:
     """Correct a timeline by decoding all of it: some packets hold no picture, or two."""
-    with _opened(file, name) as (container, stream):
+    with opened(file, name) as (container, stream):
         shown = {frame.pts for frame in _frames(container, stream, timeline.keys[0])}
     times = sorted(time for time in shown if time is not None)
     if not times:
@@ -209,13 +214,13 @@ def _take(file: _File, timeline: Timeline, wanted: Wanted, limits: _Limits, *, s
     limits.check(*timeline.size_wh, len(taken.times))
     needed = np.asarray(taken.times)
     frames: Array | None = None
-    with _opened(file, limits.name) as (container, stream):
+    with opened(file, limits.name) as (container, stream):
         for start, times in _runs(timeline.keys if seek else timeline.keys[:1], taken.times):
             if start > timeline.keys[0]:
                 container.seek(start, stream=stream)
             for frame in _wanted_frames(container, stream, start, times):
                 limits.check(frame.width, frame.height, len(needed))
-                pixels = _upright(frame, limits.name)
+                pixels = upright(frame, limits.name)
                 if frames is None:
                     frames = np.empty((len(needed), *pixels.shape), np.uint8)
                 if pixels.shape != frames.shape[1:]:
@@ -276,24 +281,6 @@ def _sound(frames: list[VideoFrame], stream: VideoStream) -> list[VideoFrame]:
             )
             raise _Unexpected(f"the frame{at} is damaged")
     return frames
-
-
-def _upright(frame: VideoFrame, name: str) -> Image:
-    """Return a frame in RGB, turned as the file says.
-
-    Follows ISO/IEC 14496-12, 8.3.2: a pixel at column p and row q is shown at column a p + c q and
-    row b p + d q, but for an offset.
-    """
-    pixels: Array = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(np.float64)
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        pixels, a, b, c, d = np.swapaxes(pixels, 0, 1), c, d, a, b
-    if not abs(b) + abs(c) < 0.01 * min(abs(a), abs(d)):
-        _refuse(f"{name} is to be turned by an angle that is no multiple of 90 degrees: {CONVERT}")
-    return pixels[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -154,7 +154,7 @@ def test_a_stalled_camera_does_not_return_but_can_be_interrupted() -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("fake://rooms", "Unknown fake camera 'rooms'"),
+        ("fake://rooms", "expected 'scenes'"),
         ("fake://scenes?sed=3", "Unknown option of fake://scenes 'sed'. Did you mean 'seed'"),
         ("fake://scenes?seed=x", "seed is a whole number, got 'x'"),
         ("fake://scenes?fps=0", "fps must be above 0 and at most 240"),

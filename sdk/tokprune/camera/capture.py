@@ -294,6 +294,7 @@ class Capture:
                 self.changed.wait()
 
     def _lost(self, session: _Session, why: str) -> None:
+        why = why.removeprefix(f"{self.plan.shown}: ")  # it stands before it in every message
         with self.changed:
             if session.over.is_set():
                 return

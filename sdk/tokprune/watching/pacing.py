@@ -78,7 +78,8 @@ class Pacing:
                 raise
             return False
         self._take(frame)
-        soon = self._time_s(frame.stamp) - self._asked_s < settings.every_s
+        gap_s = self._time_s(frame.stamp) - self._asked_s
+        soon = 0 <= gap_s < settings.every_s  # below 0 where a file has begun again
         still = settings.mode == "on_change" and not self._changes.changed(frame)
         return forced or not (soon or still)
 
