@@ -5,9 +5,10 @@ counters. Percentiles and rates are left to the server, which takes them over an
 robots.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
+from tokprune.camera.health import CameraState, CameraStatus
 from tokprune.errors import BackendUnavailable
 from tokprune.stats import Stats
 
@@ -24,17 +25,29 @@ _COUNTERS = {  # name -> what it counts, and where a snapshot has it
 }
 
 
-def metrics_registry(snapshot: Callable[[], Stats]) -> "CollectorRegistry":
+_CAMERA_COUNTERS = {  # the same of a camera's status
+    "tokprune_camera_frames": ("Frames that came.", "frames"),
+    "tokprune_camera_skipped_frames": ("Damaged frames, which were not shown.", "skipped"),
+    "tokprune_camera_reconnects": ("Times that it was lost and came back.", "reconnects"),
+}
+
+
+def metrics_registry(
+    snapshot: Callable[[], Stats], cameras: Sequence[Callable[[], CameraStatus]] = ()
+) -> "CollectorRegistry":
     """Return a registry of its own, which asks for a snapshot whenever it is scraped.
 
     Args:
         snapshot: `vlm.stats`, or `StatsRecorder.snapshot`.
+        cameras: `camera.status` of each camera that shall be told of too, by its name.
 
     Raises:
         BackendUnavailable: prometheus-client is not installed.
     """
     registry = _prometheus().CollectorRegistry()
     registry.register(StatsCollector(snapshot))
+    if cameras:
+        registry.register(CameraCollector(cameras))
     return registry
 
 
@@ -83,6 +96,41 @@ class StatsCollector:
         yield GaugeMetricFamily(
             "tokprune_uptime_seconds", "Time since the bundle was loaded.", value=stats.uptime_s
         )
+
+
+class CameraCollector:
+    """Turns the states of cameras into metric families. Nothing of an address is in them."""
+
+    def __init__(self, statuses: Sequence[Callable[[], CameraStatus]]) -> None:
+        self._statuses = statuses
+
+    def describe(self) -> list[Any]:
+        """Name nothing beforehand: a registry is then not scraped when it is made."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Yield every family, of one status each."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        statuses = [status() for status in self._statuses]
+        states = GaugeMetricFamily(
+            "tokprune_camera_state", "1 for the state it is in.", labels=["camera", "state"]
+        )
+        ages = GaugeMetricFamily(
+            "tokprune_camera_frame_age_seconds", "Age of the newest frame.", labels=["camera"]
+        )
+        for status in statuses:
+            for state in get_args(CameraState):
+                states.add_metric([status.name, state.lower()], float(state == status.state))
+            if status.age_s is not None:
+                ages.add_metric([status.name], status.age_s)
+        yield states
+        yield ages
+        for name, (text, field) in _CAMERA_COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=["camera"])
+            for status in statuses:
+                counter.add_metric([status.name], getattr(status, field))
+            yield counter
 
 
 def _prometheus() -> Any:
