@@ -55,17 +55,18 @@ class Eye:
         Raises:
             CameraUnusable: there is none that may be asked about.
         """
+        at_s = monotonic()  # before looking: what came later was not there yet
         if self._window is not None:
             clip = self._window.look()
             assert clip.stamp is not None  # a window's clips have one
-            self._see(clip.stamp, clip, unchanged=False)
+            self._see(Looked(clip.stamp, unchanged=False, at_s=at_s), clip)
             return clip
         frame = self._camera.look()
         passed = self._changes.through(frame)
         shown = passed if self._reuse else frame
-        self._see(frame.stamp, shown, unchanged=shown.image is not frame.image)
+        self._see(Looked(frame.stamp, shown.image is not frame.image, at_s), shown)
         return shown
 
-    def _see(self, stamp: FrameStamp, shown: Frame | Clip, *, unchanged: bool) -> None:
-        self.looked = Looked(stamp, unchanged, monotonic())
-        self._tell(self.looked, shown)
+    def _see(self, looked: Looked, shown: Frame | Clip) -> None:
+        self.looked = looked
+        self._tell(looked, shown)
