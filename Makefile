@@ -6,6 +6,8 @@ DEVICE_PYTHON ?= $(firstword $(foreach name,python3.10 $(wildcard $(HOME)/.pyenv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 GPU_ARGS ?=
+SOURCE ?= fake://scenes
+CAMERA_ARGS ?=
 
 BIN := .venv/bin
 INSTALL = -m pip --disable-pip-version-check install --constraint constraints.txt $(PIP_ARGS)
@@ -18,13 +20,16 @@ SOURCES := $(shell find sdk runtimes export -name '*.py')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bundles setup check test device device-tests soak bench placement clean distclean gpu
+.PHONY: help demo camera bundles setup check test device device-tests soak bench placement clean distclean gpu
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build/demo/manifest.json ## export the demo checkpoint, ask it a question at 100, 50 and 25 %
 	$(BIN)/python samples/demo.py build/demo build/demo-overlay.png
+
+camera: build/demo/manifest.json ## ask a camera in the browser; make camera SOURCE=/dev/video0
+	$(BIN)/python samples/camera_qa/app.py --bundle build/demo $(foreach source,$(SOURCE),--source '$(source)') $(CAMERA_ARGS)
 
 bundles: $(addsuffix /manifest.json,$(BUNDLES)) ## export every shipped checkpoint to build/bundles/FAMILY
 
@@ -36,11 +41,11 @@ check: .venv/.tests ## format, lint, types, import contracts
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: .venv/.tests ## run the suite; PYTEST_ARGS="-k coverage" runs a part
+test: .venv/.tests .venv/.chromium ## run the suite; PYTEST_ARGS="-k coverage" runs a part
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Promises that take minutes, and that make test has tried with the same code.
-LONG := $(addprefix --ignore=tests/sdk/,test_many_callers.py test_memory_growth.py test_memory_growth_stub.py test_out_of_memory.py test_stopping_promise.py)
+LONG := $(addprefix --ignore=tests/sdk/,test_camera_promises.py test_many_callers.py test_memory_growth.py test_memory_growth_stub.py test_out_of_memory.py test_stopping_promise.py)
 
 device: ## test the robot's side as JetPack 6 has it: Python 3.10, no torch
 	@if [ -n '$(DEVICE_PYTHON)' ]; then $(MAKE) --no-print-directory device-tests; else \
@@ -79,7 +84,7 @@ distclean: clean ## remove the environments too
 	@touch $@
 
 .venv/.installed: .venv/.pip pyproject.toml
-	$(PIP) $(BUILT) --editable '.[camera,export]'
+	$(PIP) $(BUILT) --editable '.[camera,export,serve]'
 	@touch $@
 
 # torchvision in a folder of its own: it is for HF's own processors, which the tests compare ours
@@ -89,6 +94,14 @@ distclean: clean ## remove the environments too
 	$(PIP) $(BUILT) --group dev
 	$(PIP) --no-deps --upgrade --target .venv/torchvision torchvision
 	$(BIN)/python -m pip check
+	@touch $@
+
+# A browser for the camera page. Where none can be had, its tests are skipped and say so.
+.venv/.chromium: .venv/.tests
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update --quiet --quiet && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends chromium >/dev/null; } || \
+		echo 'make test: there is no chromium, and it cannot be installed here: the camera page is not looked at'
 	@touch $@
 
 # The wheel, not the checkout, and nothing that a robot has not. A local folder is always built anew.

@@ -12,6 +12,7 @@ from tokprune.errors import RequestInvalid, unknown
 from tokprune.model import Model
 from tokprune.running.request import AskOptions, options_of
 from tokprune.selectors import Selector
+from tokprune.text.choices import choice_tree
 
 Mode: TypeAlias = Literal["continuous", "on_change", "on_demand"]
 MODES: tuple[Mode, ...] = ("continuous", "on_change", "on_demand")
@@ -79,7 +80,11 @@ class Settings:
 
     def check(self, model: Model) -> None:
         """Refuse what makes no sense, before any frame is there."""
-        options_of(self.options).check()
+        options = options_of(self.options)
+        options.check()
+        if options.choices is not None:
+            manifest, longest = model.bundle.manifest, options.max_new_tokens
+            choice_tree(options.choices, manifest.chat, manifest.tokens, model.tokenizer, longest)
         model.selector(self.selector)
         check_mode(self.mode)
         if not (isfinite(self.every_s) and self.every_s >= 0):
