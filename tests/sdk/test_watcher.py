@@ -207,7 +207,7 @@ def test_what_is_asked_changes_from_the_next_frame_on_never_within_an_answer(
         ({"every_s": -1.0}, "every_s must be 0 seconds or more"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"question": "new", "stop": [""]}, "stop"),
-        ({"choices": ["a", "a"]}, "choices"),
+        ({"choices": ["a", "a"]}, "twice|choice"),
     ],
 )
 def test_a_change_that_makes_no_sense_is_refused_at_once_and_changes_nothing(
