@@ -10,16 +10,14 @@ from jaxtyping import Float32, UInt8
 from tokprune.errors import RequestInvalid
 from tokprune.types import Array, Frame, FrameStamp
 
-BLOCK_PX = 8  # side of what is averaged
-THRESHOLD = 6.0  # levels of 255; measured by tests/benchmarks/change_gate.py
+BLOCK_PX = 6  # side of what is averaged
+THRESHOLD = 8.0  # levels of 255; both measured by tests/benchmarks/change_gate.py
 FLICKER = 0.03  # share of brightness that a whole picture may gain or lose unchanged
 RENEW_S = 10.0
-# RGB to luma (BT.601) and to half of red and blue without it. Video codecs spend few bits on the
-# colour differences, so these have twice the noise of luma; no two colours are alike in all three.
-_LUMA_AND_COLOUR: Array = np.transpose(
-    np.asarray(
-        [[0.299, 0.587, 0.114], [0.3505, -0.2935, -0.057], [-0.1495, -0.2935, 0.443]], np.float32
-    )
+# RGB to luma (BT.601) and half of each colour. Video codecs spend few bits on colour, so it has
+# more noise than luma; things that are equally bright differ in it.
+_LUMA_AND_COLOURS: Array = np.asarray(
+    [[0.299, 0.5, 0.0, 0.0], [0.587, 0.0, 0.5, 0.0], [0.114, 0.0, 0.0, 0.5]], np.float32
 )
 
 
@@ -45,7 +43,7 @@ def _sums(lines: Array, size: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
 def difference(
     before: Float32[Array, "r c 3"], now: Float32[Array, "r c 3"], flicker: float = FLICKER
 ) -> float:
-    """Return the largest change of a block's mean: of its luma, or half of its colour's.
+    """Return the largest change of a block's mean: of its luma, or half of a colour's.
 
     What the whole picture gained or lost in brightness is taken off, up to `flicker`: lamps on
     alternating current and automatic exposure do that.
@@ -57,7 +55,7 @@ def difference(
     """
     bright = now.sum(axis=-1) / np.maximum(before.sum(axis=-1), 1)
     gain = min(max(float(np.median(bright)), 1 - flicker), 1 + flicker)
-    return float(np.abs((now - before * np.float32(gain)) @ _LUMA_AND_COLOUR).max())
+    return float(np.abs((now - before * np.float32(gain)) @ _LUMA_AND_COLOURS).max())
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class ChangeGate:
 
     Equal pixels need not be encoded again: the VLM's vision cache has them. Frames are compared
     with the one whose pixels are given, so a slow change adds up until it is one. The measure is
-    the largest change of a mean of 8 x 8 pixels. What is smaller or fainter than
+    the largest change of a mean of 6 x 6 pixels. What is smaller or fainter than
     docs/results/change-gate.md says goes unseen until the pixels are renewed.
 
     Use it from any thread, for one camera.

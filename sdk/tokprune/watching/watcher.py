@@ -19,6 +19,7 @@ from tokprune.vlm import VLM
 from tokprune.watching.events import Observation, Piece, WatchEvent
 from tokprune.watching.eye import Eye
 from tokprune.watching.gate import ChangeGate
+from tokprune.watching.listening import listen
 from tokprune.watching.pacing import Pacing
 from tokprune.watching.rounds import Rounds
 from tokprune.watching.settings import Changes, Mode, Settings
@@ -96,7 +97,7 @@ class Watcher:
         self._rounds = Rounds(camera, pacing, settings, listener, make_eye)
         self._news = Event()
         self._wakers: list[Callable[[], object]] = []
-        self._unlisten = camera.listen(self._wake)
+        self._unlisten = listen(camera, self._wake)
 
     @property
     def settings(self) -> Settings:

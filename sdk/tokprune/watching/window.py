@@ -10,6 +10,7 @@ from tokprune.camera.capture import Shot
 from tokprune.errors import RequestInvalid
 from tokprune.types import Clip, Frame, FrameStamp
 from tokprune.watching.gate import ChangeGate
+from tokprune.watching.listening import listen
 
 MOST_FRAMES = 768
 SHORTEST_GAP_S = 0.5
@@ -59,10 +60,10 @@ class Window:
         self._shots: deque[Shot | Frame] = deque()
         self._count = 0  # frames that were ever taken into the window
         self._due_s = float("-inf")
-        self._end = camera.listen(self._arrived) if camera.live else None
+        self._end = listen(camera, self._arrived) if camera.live else None
 
     def close(self) -> None:
-        """Stop collecting."""
+        """Stop collecting. So does letting go of it."""
         if self._end is not None:
             self._end()
 
@@ -80,13 +81,13 @@ class Window:
                     return
                 late = now_s - self._due_s > step_s
                 self._due_s = now_s + step_s if late else self._due_s + step_s
-            self._shots.append(shot)
+            self._shots.append(self._through(shot) if isinstance(shot, Frame) else shot)
             self._count += 1
             while len(self._shots) > self._frames or (self._first() % self._together):
                 self._shots.popleft()
 
     def look(self) -> Clip:
-        """Return the frames that are held, the newest last.
+        """Return the frames that are held; the last is the camera's newest, due or not.
 
         Raises:
             CameraUnusable: the camera has no frame that may be asked about.
@@ -94,10 +95,13 @@ class Window:
         newest = self._camera.look()
         with self._lock:
             if not self._shots:
-                self._shots.append(newest)
+                self._shots.append(self._through(newest))
                 self._count += 1
             self._shots = deque(self._ready(shot) for shot in self._shots)
             held = [shot for shot in self._shots if isinstance(shot, Frame)]
+        if self._camera.live and held[-1].stamp.number < newest.stamp.number:
+            held.append(self._through(newest))
+            held = held[self._together :] if len(held) > self._frames else held
         size = held[-1].image.shape
         first = max((n + 1 for n, frame in enumerate(held) if frame.image.shape != size), default=0)
         held = held[first:]  # a video's frames are of one size
@@ -128,10 +132,10 @@ class Window:
 
     def _ready(self, shot: Shot | Frame) -> Frame:
         """Return a frame in RGB, through the gate once."""
-        if isinstance(shot, Frame):
-            return shot
-        frame = shot.frame()
-        return self._gate.through(frame) if self._gate is not None else frame
+        return shot if isinstance(shot, Frame) else self._through(shot.frame())
+
+    def _through(self, frame: Frame) -> Frame:
+        return frame if self._gate is None else self._gate.through(frame)
 
     def _rate(self, held: list[Frame]) -> float:
         if self._fps is not None:
