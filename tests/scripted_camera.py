@@ -9,7 +9,7 @@ import numpy as np
 
 from tokprune.camera.camera import Camera
 from tokprune.camera.capture import Capture, Plan
-from tokprune.camera.readers import Grabbed, SourceGone
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 from tokprune.types import Array
 
 END = "end"

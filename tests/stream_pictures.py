@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from tokprune.camera.readers import SourceGone
+from tokprune.camera.reading.reader import SourceGone
 
 STEP = 10  # grey levels from one number to the next
 NUMBERS = 24  # then they begin again

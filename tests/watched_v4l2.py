@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tokprune.camera.opening import opener_of
-from tokprune.camera.readers import SourceGone
-from tokprune.camera.sources import parse_source
+from tokprune.camera.naming.sources import parse_source
+from tokprune.camera.reading.opening import opener_of
+from tokprune.camera.reading.reader import SourceGone
 
 SWITCH = Path(os.environ["FAKE_V4L2"])
 TIMEOUT_S = 0.4

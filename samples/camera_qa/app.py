@@ -24,7 +24,7 @@ import tyro
 import tokprune
 from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
-from tokprune.camera.sources import parse_source
+from tokprune.camera.naming.sources import parse_source
 from tokprune.errors import BackendUnavailable, RequestInvalid, lookup
 from tokprune.selectors import LEARNED, SELECTORS
 from tokprune.serving.running import address_of, bound

@@ -4,7 +4,7 @@ from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepMass, KeepRa
 from tokprune.camera.camera import Camera
 from tokprune.camera.connecting import open_camera
 from tokprune.camera.health import CameraState, CameraStatus
-from tokprune.camera.pushed import PushedFrames
+from tokprune.camera.reading.pushed import PushedFrames
 from tokprune.chat import Chat
 from tokprune.control import CancelToken
 from tokprune.errors import (

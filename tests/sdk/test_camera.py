@@ -16,7 +16,7 @@ from watchdog import watchdog
 
 import tokprune
 from tokprune import CameraFrozen, CameraLost, Closed, FrameTooOld, PictureInvalid, PushedFrames
-from tokprune.camera.readers import Grabbed, SourceGone
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 
 
 @pytest.fixture(autouse=True)

@@ -20,13 +20,13 @@ from stream_pictures import Show, encoded_live, jpeg, number_of, numbered_pictur
 from video_files import STEP, edited, encoded, numbered, turned  # noqa: E402
 
 from tokprune import BackendUnavailable, load_video  # noqa: E402
-from tokprune.camera import live_options, opening  # noqa: E402
-from tokprune.camera.av_errors import words_for  # noqa: E402
-from tokprune.camera.av_frames import grabbed  # noqa: E402
-from tokprune.camera.opening import opener_of  # noqa: E402
-from tokprune.camera.options import CameraOptions  # noqa: E402
-from tokprune.camera.readers import Grabbed, SourceGone  # noqa: E402
-from tokprune.camera.sources import parse_source  # noqa: E402
+from tokprune.camera.naming.options import CameraOptions  # noqa: E402
+from tokprune.camera.naming.sources import parse_source  # noqa: E402
+from tokprune.camera.reading import live_options, opening  # noqa: E402
+from tokprune.camera.reading.av_errors import words_for  # noqa: E402
+from tokprune.camera.reading.av_frames import grabbed  # noqa: E402
+from tokprune.camera.reading.opening import opener_of  # noqa: E402
+from tokprune.camera.reading.reader import Grabbed, SourceGone  # noqa: E402
 
 MULTIPART = "multipart/x-mixed-replace; boundary=frame"
 FORMATS = ("yuyv422", "uyvy422", "nv12", "gray", "yuv420p", "yuvj420p", "yuvj422p")
@@ -256,7 +256,7 @@ def test_a_codec_that_is_not_on_the_list_is_not_decoded(
 ) -> None:
     frames = [_textured(0)] * 3
     monkeypatch.setattr(
-        "tokprune.camera.av_frames.Decoder.decode", lambda *_: pytest.fail("it was decoded")
+        "tokprune.camera.reading.av_frames.Decoder.decode", lambda *_: pytest.fail("it was decoded")
     )
     data = encoded(frames, "mpeg4", "matroska")
     with (

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tokprune import BackendUnavailable
-from tokprune.camera import gstreamer
-from tokprune.camera.opening import opener_of
-from tokprune.camera.options import CameraOptions
-from tokprune.camera.readers import SourceGone
-from tokprune.camera.sources import parse_source
+from tokprune.camera.naming.options import CameraOptions
+from tokprune.camera.naming.sources import parse_source
+from tokprune.camera.reading import gstreamer
+from tokprune.camera.reading.opening import opener_of
+from tokprune.camera.reading.reader import SourceGone
 
 # Of older PyGObject itself.
 pytestmark = [

@@ -23,8 +23,8 @@ import tokprune
 from tokprune import CameraFrozen, CameraUnusable, FrameTooOld, Observation, Watcher
 from tokprune.camera.camera import Camera
 from tokprune.camera.capture import DEVICE_RETRIES_S, NETWORK_RETRIES_S, Capture, Plan
-from tokprune.camera.fake import fake_opener, fake_settings
-from tokprune.camera.readers import Opener
+from tokprune.camera.reading.fake import fake_opener, fake_settings
+from tokprune.camera.reading.reader import Opener
 from tokprune.types import Frame, FrameStamp
 from tokprune.vlm import VLM
 from tokprune.watching import Asked, WatchEvent
@@ -178,8 +178,8 @@ def test_a_network_camera_is_back_within_one_step_of_its_waits(chunk: int) -> No
     from mjpeg_server import streaming
     from stream_pictures import jpeg, numbered_picture
 
-    from tokprune.camera.opening import opener_of
-    from tokprune.camera.sources import parse_source
+    from tokprune.camera.naming.sources import parse_source
+    from tokprune.camera.reading.opening import opener_of
 
     began_s = time.monotonic()
 

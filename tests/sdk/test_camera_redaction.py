@@ -20,10 +20,10 @@ import pytest
 from secret_urls import leaks, pieces, shapes
 
 from tokprune import RequestInvalid
-from tokprune.camera.opening import opener_of
-from tokprune.camera.readers import SourceGone
-from tokprune.camera.redaction import Secret
-from tokprune.camera.sources import Source, parse_source
+from tokprune.camera.naming.redaction import Secret
+from tokprune.camera.naming.sources import Source, parse_source
+from tokprune.camera.reading.opening import opener_of
+from tokprune.camera.reading.reader import SourceGone
 
 SHAPES = shapes()
 SINKS: dict[str, Callable[[Any], str | bytes]] = {
@@ -136,9 +136,9 @@ def test_ffmpeg_itself_prints_nothing(tmp_path: Path) -> None:
         "av.logging.restore_default_callback()\n"
         "av.logging.set_libav_level(av.logging.DEBUG)\n"
         "from secret_urls import shapes\n"
-        "from tokprune.camera.opening import opener_of\n"
-        "from tokprune.camera.readers import SourceGone\n"
-        "from tokprune.camera.sources import parse_source\n"
+        "from tokprune.camera.reading.opening import opener_of\n"
+        "from tokprune.camera.reading.reader import SourceGone\n"
+        "from tokprune.camera.naming.sources import parse_source\n"
         "from tokprune import RequestInvalid\n"
         "for url, _ in shapes():\n"
         "    try:\n"

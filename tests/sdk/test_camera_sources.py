@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tokprune import RequestInvalid
-from tokprune.camera.opening import opener_of
-from tokprune.camera.options import CameraOptions
-from tokprune.camera.readers import SourceGone
-from tokprune.camera.sources import parse_source
+from tokprune.camera.naming.options import CameraOptions
+from tokprune.camera.naming.sources import parse_source
+from tokprune.camera.reading.opening import opener_of
+from tokprune.camera.reading.reader import SourceGone
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from mjpeg_server import streaming
 from rtsp_server import rtsp
 from stream_pictures import NUMBERS, Show, encoded_live, jpeg_parts, number_of, until_gone
 
-from tokprune.camera.opening import opener_of
-from tokprune.camera.readers import Reader, SourceGone
-from tokprune.camera.sources import parse_source
+from tokprune.camera.naming.sources import parse_source
+from tokprune.camera.reading.opening import opener_of
+from tokprune.camera.reading.reader import Reader, SourceGone
 
 Served = tuple[str, Callable[[], None]]  # address, and what kills the server
 KINDS = ("mjpeg", "mpegts", "rtsp")

@@ -9,8 +9,8 @@ import pytest
 
 import tokprune
 from tokprune import RequestInvalid
-from tokprune.camera.fake import FakeReader, FakeSettings, fake_opener, fake_settings
-from tokprune.camera.readers import Reader, SourceGone
+from tokprune.camera.reading.fake import FakeReader, FakeSettings, fake_opener, fake_settings
+from tokprune.camera.reading.reader import Reader, SourceGone
 from tokprune.types import Array
 
 
@@ -65,7 +65,7 @@ def test_things_move_as_fast_as_asked_and_stand_still_at_no_motion(clock: Clock)
 
 @pytest.mark.parametrize("seed", range(5))
 def test_things_never_touch_and_never_leave_the_picture(seed: int) -> None:
-    from tokprune.camera import fake
+    from tokprune.camera.reading import fake
 
     view = fake._View(FakeSettings(seed=seed, motion=80.0), 0, (448, 448))
     for step in range(200):

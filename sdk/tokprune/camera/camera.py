@@ -7,8 +7,9 @@ from time import monotonic
 from types import TracebackType
 from typing import NoReturn
 
-from tokprune.camera.capture import Capture, Clock, Listener, Shot
+from tokprune.camera.capture import Capture, Clock, Listener
 from tokprune.camera.health import CameraState, CameraStatus
+from tokprune.camera.shots import Shot
 from tokprune.errors import CameraFrozen, CameraLost, Closed, FrameTooOld
 from tokprune.types import Frame
 

@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from threading import Condition, Event, Lock, RLock, Thread, current_thread
+from threading import Condition, Event, RLock, Thread, current_thread
 from time import monotonic, time
 from typing import TypeAlias
 
 from tokprune.camera.health import CameraState, CameraStatus, Health
-from tokprune.camera.readers import Grabbed, Opener, Reader, SourceGone
-from tokprune.errors import PictureInvalid
+from tokprune.camera.reading.reader import Grabbed, Opener, Reader, SourceGone
+from tokprune.camera.shots import Shot
 from tokprune.types import Frame, FrameStamp
 
 Clock: TypeAlias = Callable[[], float]
@@ -37,34 +37,6 @@ class Plan:
     give_up_s: float | None = 20.0  # a call into the source that takes longer hangs; None: may wait
     max_frame_age_s: float | None = None
     frozen_after_s: float | None = None
-
-
-class Shot:
-    """A picture that came. It becomes RGB when it is first looked at, once."""
-
-    def __init__(self, grabbed: Grabbed, stamp: FrameStamp) -> None:
-        self.stamp = stamp
-        self._grabbed: Grabbed | None = grabbed
-        self._frame: Frame | None = None
-        self._lock = Lock()
-
-    def frame(self) -> Frame:
-        """Return it in RGB.
-
-        Raises:
-            PictureInvalid: it cannot be.
-        """
-        with self._lock:
-            if self._frame is None:
-                assert self._grabbed is not None
-                try:
-                    image = self._grabbed.image()
-                except SourceGone as error:
-                    raise PictureInvalid(
-                        f"Frame {self.stamp.number} of {self.stamp.source}: {error}"
-                    ) from None
-                self._frame, self._grabbed = Frame(image, self.stamp), None
-            return self._frame
 
 
 class _Session:

@@ -5,9 +5,9 @@ from pathlib import Path
 from tokprune.camera.camera import Camera
 from tokprune.camera.capture import DEVICE_RETRIES_S, NETWORK_RETRIES_S, Capture, Plan
 from tokprune.camera.health import FROZEN_AFTER_S
-from tokprune.camera.opening import OPEN_TIMEOUT_S, READ_TIMEOUT_S, opener_of
-from tokprune.camera.pushed import PushedFrames
-from tokprune.camera.sources import parse_source
+from tokprune.camera.naming.sources import parse_source
+from tokprune.camera.reading.opening import OPEN_TIMEOUT_S, READ_TIMEOUT_S, opener_of
+from tokprune.camera.reading.pushed import PushedFrames
 from tokprune.errors import RequestInvalid
 
 HANGS_AFTER_S = 10.0  # beyond its own timeouts

@@ -6,7 +6,7 @@ from threading import Lock
 import numpy as np
 
 from tokprune.camera.camera import Camera
-from tokprune.camera.capture import Shot
+from tokprune.camera.shots import Shot
 from tokprune.errors import RequestInvalid
 from tokprune.types import Clip, Frame, FrameStamp
 from tokprune.watching.gate import ChangeGate

@@ -7,10 +7,10 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from tokprune.camera.av_errors import words_for
-from tokprune.camera.av_frames import Decoder, grabbed, interval_of
-from tokprune.camera.readers import Grabbed, SourceGone
-from tokprune.camera.sources import Source
+from tokprune.camera.naming.sources import Source
+from tokprune.camera.reading.av_errors import words_for
+from tokprune.camera.reading.av_frames import Decoder, grabbed, interval_of
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 from tokprune.errors import PictureInvalid
 from tokprune.pictures import open_plain
 from tokprune.video_file import opened

@@ -7,7 +7,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from tokprune.camera.readers import Grabbed, SourceGone
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 from tokprune.errors import PictureInvalid
 from tokprune.pictures import MAX_PIXELS
 from tokprune.turning import ACCURATE, turn_of, upright

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from tokprune.camera.readers import Grabbed, Opener, SourceGone
+from tokprune.camera.reading.reader import Grabbed, Opener, SourceGone
 from tokprune.errors import RequestInvalid, unknown
 from tokprune.scenes.drawing import draw_background, draw_noise, draw_thing
 from tokprune.scenes.scene import TOKEN_PX, Scene, Thing, make_scene

@@ -12,10 +12,12 @@ from av.error import BlockingIOError as NothingYet
 from av.logging import Capture
 from av.video.stream import VideoStream
 
-from tokprune.camera.av_errors import words_for
-from tokprune.camera.av_frames import Decoder, grabbed, interval_of
-from tokprune.camera.http_stream import HttpStream, open_http
-from tokprune.camera.live_options import (
+from tokprune.camera.naming.redaction import Veiled
+from tokprune.camera.naming.sources import Kind, Source
+from tokprune.camera.reading.av_errors import words_for
+from tokprune.camera.reading.av_frames import Decoder, grabbed, interval_of
+from tokprune.camera.reading.http_stream import HttpStream, open_http
+from tokprune.camera.reading.live_options import (
     CODECS,
     Opening,
     codec_options,
@@ -23,10 +25,8 @@ from tokprune.camera.live_options import (
     http_opening,
     rtsp_opening,
 )
-from tokprune.camera.plugs import Plug, new_plug, sockets
-from tokprune.camera.readers import Grabbed, SourceGone
-from tokprune.camera.redaction import Veiled
-from tokprune.camera.sources import Kind, Source
+from tokprune.camera.reading.plugs import Plug, new_plug, sockets
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 
 _POLL_S = 0.002  # how often a camera that does not block is asked
 _KEY_FRAME_S = 15.0  # the longest that cameras take from one to the next

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from tokprune.camera.options import CameraOptions
+from tokprune.camera.naming.options import CameraOptions
 from tokprune.pictures import MAX_PIXELS
 
 CODECS: Final = {

@@ -6,7 +6,7 @@ from time import monotonic
 
 import numpy as np
 
-from tokprune.camera.readers import Grabbed, SourceGone
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 from tokprune.pictures import PictureSource, load_picture
 
 

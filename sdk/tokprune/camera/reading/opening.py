@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from tokprune.camera.fake import fake_opener, fake_settings
-from tokprune.camera.picture_files import PictureReader, picture_paths
-from tokprune.camera.readers import Opener
-from tokprune.camera.sources import Source
+from tokprune.camera.naming.sources import Source
+from tokprune.camera.reading.fake import fake_opener, fake_settings
+from tokprune.camera.reading.picture_files import PictureReader, picture_paths
+from tokprune.camera.reading.reader import Opener
 from tokprune.errors import BackendUnavailable, RequestInvalid
 
 OPEN_TIMEOUT_S = 5.0
@@ -31,7 +31,7 @@ def opener_of(
             )
         return partial(PictureReader, source)
     if source.kind == "csi":
-        from tokprune.camera.gstreamer import open_csi, require_gstreamer
+        from tokprune.camera.reading.gstreamer import open_csi, require_gstreamer
 
         require_gstreamer()
         return partial(open_csi, source, open_timeout_s, read_timeout_s)
@@ -39,10 +39,10 @@ def opener_of(
         return fake_opener(fake_settings(source.address.reveal()))
     _require_pyav(source)
     if source.kind == "file":
-        from tokprune.camera.av_files import open_file
+        from tokprune.camera.reading.av_files import open_file
 
         return partial(open_file, source)
-    from tokprune.camera.av_live import open_live
+    from tokprune.camera.reading.av_live import open_live
 
     return partial(open_live, source, open_timeout_s, read_timeout_s)
 

@@ -4,8 +4,8 @@ import re
 from glob import glob
 from pathlib import Path
 
-from tokprune.camera.readers import Grabbed, SourceGone
-from tokprune.camera.sources import PICTURES, Source
+from tokprune.camera.naming.sources import PICTURES, Source
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 from tokprune.errors import PictureInvalid
 from tokprune.pictures import load_picture
 from tokprune.types import Image

@@ -4,7 +4,7 @@ import errno
 
 from av import error as av_error
 
-from tokprune.camera.sources import Kind
+from tokprune.camera.naming.sources import Kind
 
 _NO_SUCH_DEVICE = "no such device: is it plugged in?"
 _ABSENT = "the host cannot be reached: is the name right, and the network up?"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, NoReturn, TypeAlias
 from urllib.parse import unquote
 
-from tokprune.camera.addresses import read_address
-from tokprune.camera.options import NO_OPTIONS, CameraOptions, read_options
-from tokprune.camera.redaction import HIDDEN, Secret
+from tokprune.camera.naming.addresses import read_address
+from tokprune.camera.naming.options import NO_OPTIONS, CameraOptions, read_options
+from tokprune.camera.naming.redaction import HIDDEN, Secret
 from tokprune.errors import RequestInvalid, unknown
 
 Kind: TypeAlias = Literal["device", "csi", "network", "file", "pictures", "fake"]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tokprune.camera.options import CameraOptions
-from tokprune.camera.readers import Grabbed, SourceGone
-from tokprune.camera.sources import Source
+from tokprune.camera.naming.options import CameraOptions
+from tokprune.camera.naming.sources import Source
+from tokprune.camera.reading.reader import Grabbed, SourceGone
 from tokprune.errors import BackendUnavailable
 from tokprune.types import Array, Image
 

@@ -10,12 +10,12 @@ from time import monotonic
 from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
-from tokprune.camera.av_errors import words_for
-from tokprune.camera.http_login import authorization
-from tokprune.camera.plugs import Plug
-from tokprune.camera.readers import SourceGone
-from tokprune.camera.redaction import Secret
-from tokprune.camera.sources import Source
+from tokprune.camera.naming.redaction import Secret
+from tokprune.camera.naming.sources import Source
+from tokprune.camera.reading.av_errors import words_for
+from tokprune.camera.reading.http_login import authorization
+from tokprune.camera.reading.plugs import Plug
+from tokprune.camera.reading.reader import SourceGone
 
 _MOST_HOPS = 6  # redirections, and one answer to who is there
 _HEAD_BYTES = 1024  # of the first part of several

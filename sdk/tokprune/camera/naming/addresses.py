@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple, NoReturn
 from urllib.parse import quote
 
-from tokprune.camera.redaction import HIDDEN
+from tokprune.camera.naming.redaction import HIDDEN
 from tokprune.errors import RequestInvalid
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"

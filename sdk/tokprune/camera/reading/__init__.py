@@ -1,0 +1,1 @@
+"""What pictures are read from, one module each kind of source."""
