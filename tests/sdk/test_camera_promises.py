@@ -1,14 +1,13 @@
-"""Promises about cameras (robots.md): age of frames, unplugging, freezing, blocked reads, growth.
+"""Promises about cameras: age of frames, freezing, blocked reads, a network that comes and goes.
 
-Real clocks. What is promised of a moment is compared with the stamps of frames, not with how soon
-this test's own threads ran.
+Real clocks. What is promised of a moment is compared with the stamps of frames and states, not with
+how soon this test's own threads ran. test_long_watch.py tries more of it, for longer.
 """
 
 import gc
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +33,6 @@ QUESTION = "what is it?"
 FOUND_S, BACK_S, FLAGGED_S = 1.0, 2.0, 2.0  # what is promised
 INFERENCE_S, AGE_S, FPS = 0.6, 60.0, 30
 CYCLES, CYCLE_S, UNPLUGGED_S, PLUGGED_S = 100, 1.5, 0.5, 0.9
-FRAMES = 40_000  # that a growth of memory is looked for in
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +55,6 @@ def nothing_is_left() -> Iterator[None]:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
 def slowed(seconds: float) -> Stub:
@@ -98,9 +91,9 @@ class Log:
         self.note_state()
 
     def note_state(self) -> None:
-        state = self.camera.state
-        if not self.states or self.states[-1][0] != state:
-            self.states.append((state, time.monotonic()))
+        status = self.camera.status()
+        if not self.states or self.states[-1][0] != status.state:
+            self.states.append((status.state, status.since_s))
 
     def hear(self, event: WatchEvent) -> None:
         if isinstance(event, Asked):
@@ -157,18 +150,6 @@ def test_a_frame_at_the_answer_is_no_older_than_one_inference_and_one_frame(chun
         ended_s = seen.frame.captured_s + seen.age_s
         inference_s = max(ran_s, ended_s - looked[number])
         assert seen.age_s <= inference_s + frame_s
-
-
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_an_unplugged_camera_is_found_and_is_back_and_nothing_old_is_answered(chunk: int) -> None:
-    del chunk
-    cycles = share(CYCLES)
-    address = f"fake://scenes?fps=60&size=112x112&drop={UNPLUGGED_S}:{PLUGGED_S - UNPLUGGED_S}"
-    began_s = time.monotonic()
-    opener = fake_opener(fake_settings(f"{address}&every={CYCLE_S}"))
-    with a_vlm(slowed(0.05)) as vlm, a_camera(opener) as camera:
-        log = watch(vlm, camera, cycles * CYCLE_S)
-    check_outages(log, began_s, cycles)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -266,8 +247,7 @@ def test_every_failure_is_flagged_in_time_and_nothing_is_answered_meanwhile(swit
     names = [state for state, _ in log.states]
     assert names[-3:] == ["LIVE", switch.state, "LIVE"]
     at_s = dict(log.states)[switch.state]
-    # The last picture before the failure may have come one frame earlier.
-    assert at_s - (began_s + 0.5) <= switch.within_s + 0.1
+    assert at_s - (began_s + 0.5) <= switch.within_s
     back_s = log.states[-1][1]
     assert any(isinstance(error, switch.error) for error in errors)
     assert not [s for _, s in log.asked if at_s < s < back_s], "asked while it was not live"
@@ -289,38 +269,3 @@ def test_pictures_of_another_size_are_answered_like_any_other() -> None:
                 if time.monotonic() > due_s:
                     break
     assert shapes == {(112, 112, 3), (168, 224, 3)}
-
-
-def grown_bytes(frames: int, keep: Callable[[WatchEvent], object]) -> int:
-    """Watch so many frames, and return by how much the process has grown since a warm-up."""
-    with (
-        a_vlm() as vlm,
-        tokprune.open_camera("fake://scenes?fps=240&size=112x112&noise=20") as camera,
-        Watcher(vlm, camera, QUESTION, listener=keep, gate=None, max_new_tokens=2) as watcher,
-    ):
-        warm = 0
-        for seen in watcher:
-            if not warm and seen.frame.number >= frames // 4:
-                gc.collect()
-                warm = resident_bytes()
-            if seen.frame.number >= frames:
-                break
-        gc.collect()
-        return resident_bytes() - warm
-
-
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_watching_does_not_grow(chunk: int) -> None:
-    del chunk
-    total = resident_bytes()
-    grown = grown_bytes(share(FRAMES), lambda event: None)
-    assert grown < min(0.01 * total, 8 * 2**20)
-
-
-def test_a_growth_would_be_found() -> None:
-    kept: list[object] = []
-    total = resident_bytes()
-    grown = grown_bytes(
-        share(FRAMES) // 2, lambda e: isinstance(e, Asked) and kept.append(e.looked)
-    )
-    assert grown > min(0.01 * total, 8 * 2**20)
