@@ -1,11 +1,13 @@
 """A source whose every step a test decides."""
 
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, TypeAlias
 
 import numpy as np
+from stub_model import a_picture
 
 from tokprune.camera.camera import Camera
 from tokprune.camera.capture import Capture, Plan
@@ -105,3 +107,14 @@ def camera_of(script: Script, clock: Callable[[], float] | None = None, **plan: 
 
 
 GONE = SourceGone("it was pulled out")
+
+
+def until(true: Callable[[], object]) -> None:
+    while not true():
+        time.sleep(0.001)
+
+
+def shown(script: Script, camera: Camera, picture: int | Array) -> None:
+    before = camera.status().frames
+    script.give(a_picture(picture) if isinstance(picture, int) else picture)
+    until(lambda: camera.status().frames > before)

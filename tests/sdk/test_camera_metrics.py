@@ -51,7 +51,7 @@ def test_no_secret_of_an_address_is_told_by_metrics_states_or_the_camera(
     """The network is not used: opening takes longer than the test, or fails at once."""
     pytest.importorskip("av", reason="av (PyAV) is not installed")
     opened = 0
-    for url, secrets in shapes()[::4]:
+    for url, secrets in shapes():
         camera, texts = attempt(url)
         if camera is not None:
             opened += 1
@@ -63,4 +63,4 @@ def test_no_secret_of_an_address_is_told_by_metrics_states_or_the_camera(
             texts += [str(caught.value), repr(caught.value), camera.name]
         for text in (*texts, caplog.text):
             assert not leaks(text, secrets)
-    assert opened > 20
+    assert opened > 80

@@ -6,12 +6,11 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-from scripted_camera import GONE, Script, camera_of
+from scripted_camera import GONE, Script, camera_of, shown
 from stub_model import Held, Stub, a_picture, a_vlm
 from watchdog import watchdog
 
 from tokprune import CameraLost, Clip, ContextOverflow, Frame, FrameStamp, RequestInvalid
-from tokprune.camera.camera import Camera
 
 QUESTION = "what is it?"
 
@@ -20,14 +19,6 @@ QUESTION = "what is it?"
 def watched() -> Iterator[None]:
     with watchdog(60):
         yield
-
-
-def shown(script: Script, camera: Camera, seed: int) -> None:
-    """Let the camera show another picture, and wait until it does."""
-    before = camera.status().frames
-    script.give(a_picture(seed))
-    while camera.status().frames == before:
-        Event().wait(0.001)
 
 
 def test_a_frame_is_a_picture_and_the_answer_says_which() -> None:

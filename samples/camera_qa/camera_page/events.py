@@ -183,7 +183,7 @@ HINTS = {
 
 
 def explained(error: BaseException) -> tuple[str, str, str]:
-    """Return code, message and what to do. What was not raised on purpose keeps its text."""
+    """Return code, message and what to do. Only what was raised on purpose shows its text."""
     if isinstance(error, TokpruneError):
         return error.code, str(error)[:1000], HINTS.get(error.code, "")
     return "internal", "The server failed in a way that it does not know.", HINTS["internal"]

@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-import signal
 import socket
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -25,6 +24,7 @@ from camera_page.messages import FromPage, Seen, Watch, Webcam, read_message
 from camera_page.station import Station
 from tokprune.pictures import load_picture
 from tokprune.serving.asgi import App
+from tokprune.serving.running import ended_by_signals
 
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -174,7 +174,7 @@ async def run(
         looking = asyncio.create_task(hub.look_after())
         server = _server(application(hub, token=token, port=sock.getsockname()[1]))
         ending = asyncio.create_task(_close_early(server, hub))
-        with _ended_by_signals(server):
+        with ended_by_signals(server):
             ready()
             await server.serve(sockets=[sock])
         server.should_exit = True
@@ -183,26 +183,6 @@ async def run(
         if looking is not None:
             looking.cancel()
         await hub.close()
-
-
-@contextmanager
-def _ended_by_signals(server: uvicorn.Server) -> Generator[None]:
-    """Let SIGINT and SIGTERM end the server, and the program end well.
-
-    While uvicorn serves it has handlers of its own; it raises afterwards what they caught.
-    """
-
-    def end(number: int, frame: object) -> None:
-        del number, frame
-        server.should_exit = True
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, end) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 async def _close_early(server: uvicorn.Server, hub: Hub) -> None:

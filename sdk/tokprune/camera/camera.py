@@ -93,7 +93,7 @@ class Camera:
         due_s = None if timeout_s is None else self._clock() + timeout_s
         changed = self._capture.changed
         with changed:
-            while (shot := self._fresh(after)) is None:
+            while (shot := self.fresh(after)) is None:
                 left_s = _LONGEST_SLEEP_S if due_s is None else due_s - self._clock()
                 if left_s <= 0 or self.state in ("ENDED", "CLOSED"):
                     self._refuse()
@@ -113,12 +113,12 @@ class Camera:
         due_s = None if timeout_s is None else self._clock() + timeout_s
         end = self._capture.listen(tell)
         try:
-            while (shot := self._fresh(after)) is None:
+            while (shot := self.fresh(after)) is None:
                 left_s = _LONGEST_SLEEP_S if due_s is None else due_s - self._clock()
                 if left_s <= 0 or self.state in ("ENDED", "CLOSED"):
                     self._refuse()
                 news.clear()
-                if self._fresh(after) is None:
+                if self.fresh(after) is None:
                     await _within(news, min(left_s, _LONGEST_SLEEP_S))
             self._give(shot)
         finally:
@@ -129,9 +129,16 @@ class Camera:
         """Return the newest picture before it is RGB, whatever its age; to be called often."""
         return self._capture.newest()
 
-    def fresh(self, after: int) -> Shot | None:
-        """Return the newest picture if its number is above `after` and it may be asked about."""
-        return self._fresh(after)
+    def fresh(self, after: int | None) -> Shot | None:
+        """Return the newest picture, if it may be asked about and its number is above `after`.
+
+        None: above that of the last `wait`. The picture is not RGB yet.
+        """
+        shot = self._capture.newest()
+        number = self._given if after is None else after
+        if shot is None or shot.stamp.number <= number:
+            return None
+        return shot if not self.live or self.state == "LIVE" else None
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` when a picture came or the state may be another. Return what ends it.
@@ -180,14 +187,6 @@ class Camera:
     def __repr__(self) -> str:
         status = self.status()
         return f"<Camera {status.name} ({status.source}) {status.state}>"
-
-    def _fresh(self, after: int | None) -> Shot | None:
-        """Return the newest frame, if it may be given."""
-        shot = self._capture.newest()
-        number = self._given if after is None else after
-        if shot is None or shot.stamp.number <= number:
-            return None
-        return shot if not self.live or self.state == "LIVE" else None
 
     def _give(self, shot: Shot) -> None:
         self._given = max(self._given, shot.stamp.number)

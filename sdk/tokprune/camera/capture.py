@@ -88,11 +88,6 @@ class Capture:
         """Return the state now."""
         return self._judged()[0]
 
-    def age_limit_s(self) -> float:
-        """Return how old a picture may be."""
-        with self.changed:
-            return self._health.limit_s
-
     def status(self) -> CameraStatus:
         """Return all that is known."""
         with self.changed:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,11 +20,18 @@ from tokprune.selectors import SELECTORS
 from tokprune.serving.app import application
 from tokprune.serving.asking import Rules
 from tokprune.serving.door import Door
-from tokprune.serving.running import address_of, bound, serve, url_of, web_server
+from tokprune.serving.running import (
+    address_of,
+    bound,
+    ended_by_signals,
+    serve,
+    url_of,
+    web_server,
+)
 from tokprune.serving.state import BODY_LIMIT, Serving
 
 if TYPE_CHECKING:
-    import uvicorn
+    pass
 
 _NEEDED = ("starlette", "uvicorn")
 
@@ -100,7 +106,7 @@ def run_serve(command: Serve) -> int:
             serving, allow_hosts=command.allow_host, allow_origins=command.allow_origin
         )
         server = web_server(app)
-        with _ended_by_signals(server), _logged(quiet=command.quiet):
+        with ended_by_signals(server), _logged(quiet=command.quiet):
             sock.listen()
             print(f"ready: {url_of(sock)}/v1 ({name} on {vlm.backend})", file=sys.stderr)
             if command.allow_remote:
@@ -125,26 +131,6 @@ def _check(command: Serve) -> None:
     ):
         if value < least:
             raise RequestInvalid(f"{name} must be {least} or more, got {value}")
-
-
-@contextmanager
-def _ended_by_signals(server: "uvicorn.Server") -> Generator[None]:
-    """Let SIGINT and SIGTERM end the server, from its first moment on, and the program end well.
-
-    While uvicorn serves it has handlers of its own; it raises afterwards what they caught.
-    """
-
-    def end(number: int, frame: object) -> None:
-        del number, frame
-        server.should_exit = True
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, end) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextmanager

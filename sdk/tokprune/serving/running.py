@@ -1,7 +1,10 @@
 """From an address to a running server, and to its end (extra `serve`: uvicorn)."""
 
 import asyncio
+import signal
 import socket
+from collections.abc import Generator
+from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -98,3 +101,23 @@ async def _end(server: "uvicorn.Server", door: Door) -> None:
         await asyncio.sleep(0.1)
     await asyncio.sleep(GRACE_S)
     door.close()
+
+
+@contextmanager
+def ended_by_signals(server: "uvicorn.Server") -> Generator[None]:
+    """Let SIGINT and SIGTERM end the server, from its first moment on, and the program end well.
+
+    While uvicorn serves it has handlers of its own; it raises afterwards what they caught.
+    """
+
+    def end(number: int, frame: object) -> None:
+        del number, frame
+        server.should_exit = True
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, end) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -17,9 +17,7 @@ class Observation:
     drops: int  # frames that came since that of the last observation, and were passed over
     state: CameraState  # of the camera when the answer was whole
     question: str
-    unchanged: (
-        bool  # the frame differs from the last encoded one by noise alone, and got its pixels
-    )
+    unchanged: bool  # but for noise: it got the pixels of an earlier frame; False of a window
     number: int  # of this observation, from 0
 
 

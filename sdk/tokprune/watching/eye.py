@@ -59,6 +59,8 @@ class Eye:
         if self._window is not None:
             clip = self._window.look()
             assert clip.stamp is not None  # a window's clips have one
+            if not self._reuse:  # else the window has put its frames through
+                self._changes.through(Frame(clip.frames[-1], clip.stamp))
             self._see(Looked(clip.stamp, unchanged=False, at_s=at_s), clip)
             return clip
         frame = self._camera.look()
