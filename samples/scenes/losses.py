@@ -13,8 +13,8 @@ from network import BLOCKED, run_text
 from referents import DOES, MEANT, classes_loss
 from torch import Tensor, nn
 
-CELL_LABELS = ("shape", "color", "size", "digit")
-CELL_WEIGHTS = (2.0, 1.0, 1.0, 2.0)  # shape and digit are hard
+CELL_LABELS = ("shape", "color", "size", "digit", "first", "second", "field")
+CELL_WEIGHTS = (2.0, 1.0, 1.0, 2.0, 3.0, 3.0, 1.0)  # shapes and characters are hard
 CELLS_SHARE = 0.5  # of the auxiliary loss beside the questions
 BACKGROUND_WEIGHT = 0.15
 CAPTION_WEIGHT = 0.7

@@ -12,25 +12,33 @@ from tokenizer import SYSTEM_PROMPTS
 
 from tokprune.scenes import (
     GROUPS,
+    Page,
     Question,
     Scene,
     ask,
+    ask_page,
     compare,
     describe,
+    describe_page,
     in_picture,
     make_companion,
+    make_page,
     make_scene,
 )
 from tokprune.scenes.film import make_film
 from tokprune.scenes.film_questions import ask_film, ask_frame, describe_film
 from tokprune.scenes.film_suite import FILM_GROUPS
-from tokprune.scenes.questions import ORDINALS
+from tokprune.scenes.questions import MAKERS, ORDINALS
+from tokprune.scenes.scene import CROWD_TOKENS
 
 Weights: TypeAlias = Sequence[tuple[float, tuple[float, ...]]]
-ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "frame", "caption")
-SINGLE = GROUPS[:-1]  # questions about one picture
+ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "size", "frame", "caption")
 # The hard ones more often. A guess from earlier runs; the shares were not searched.
-ASKED = (*SINGLE, "relation_yes_no", "relation_yes_no", "count", "count", "digit", "where")
+ASKED = (*MAKERS, "is_beside", "is_beside", "count", "count", "digit", "position", "text", "text")
+PAGES_SHARE = 0.2  # of the rows with one picture show a form or chart
+SIGNS_SHARE, CROWDED_SHARE = 0.45, 0.25
+SMALLEST_PAGE = 5  # vision tokens a side
+CAPTION_THINGS = 12  # more are not described: too long
 # Cells of a frame, and frames: short films of few things first, for the reason that demo.py gives.
 FILMS = (
     (((4, 4), 4), ((4, 4), 6), ((4, 4), 8), ((5, 5), 4)),
@@ -41,7 +49,9 @@ FILM_ROWS = 10  # of 8 frames
 LARGEST = (20, 20)  # half as many rows of it
 
 
-def make_batch(writer: Writer, seed: int, step: int, done: float, *, factor: int = 1) -> Batch:
+def make_batch(
+    writer: Writer, seed: int, step: int, done: float, *, factor: int = 1, begin: float = 0.0
+) -> Batch:
     """Draw the batch of one step.
 
     Args:
@@ -50,14 +60,15 @@ def make_batch(writer: Writer, seed: int, step: int, done: float, *, factor: int
         step: of the training.
         done: share of the language steps, below 0 before these.
         factor: how many times as many rows as on a CPU.
+        begin: where in the plan the training began, if it went on from a checkpoint.
     """
     rng = Random(f"{seed}/{step}")
     plan = writer.demo.plan
     if done < 0:
-        band = rng.choices(plan.bands, plan.vision)[0]
+        band = rng.choices(plan.bands, _now(plan.schedule, begin) if begin else plan.vision)[0]
         grid = rng.choice([grid for grid in band.grids if grid != LARGEST])
-        scenes = [make_scene(rng, *grid) for _ in range(factor * band.rows)]
-        return writer.batch([Row((scene,), (0,), ()) for scene in scenes], band.side_px)
+        pictures = [_picture(rng, grid) for _ in range(factor * band.rows)]
+        return writer.batch([Row((each,), (0,), ()) for each in pictures], band.side_px)
     layout = "plain"
     if done >= plan.layouts_from:
         rest = 1 - sum(plan.layouts.values())
@@ -167,18 +178,35 @@ def _system(rng: Random, share: float) -> str | None:
     return rng.choice(SYSTEM_PROMPTS) if rng.random() < share else None
 
 
+def _picture(rng: Random, grid: tuple[int, int]) -> Scene | Page:
+    page = min(grid) >= SMALLEST_PAGE and rng.random() < PAGES_SHARE
+    return make_page(rng, *grid) if page else _scene(rng, grid)
+
+
+def _scene(rng: Random, grid: tuple[int, int]) -> Scene:
+    """A scene, often with signs; large ones may be crowded."""
+    tokens = grid[0] * grid[1]
+    crowded = tokens >= CROWD_TOKENS and rng.random() < CROWDED_SHARE
+    signs = 0
+    if tokens > 16 and rng.random() < SIGNS_SHARE:
+        signs = rng.randint(1, 2 if tokens < CROWD_TOKENS else 3)
+    return make_scene(rng, *grid, signs=signs, crowded=crowded)
+
+
 def _plain(rng: Random, grid: tuple[int, int], systems: float) -> Row:
     """One picture, eight questions, often a description."""
-    scene = make_scene(rng, *grid)
-    branches: list[tuple[Part, ...]] = [(_said(q, about=0),) for q in _asked(rng, scene, 8)]
-    if rng.random() < 0.7:
-        branches.append((_said(describe(scene)),))
-    return Row((scene,), (0,), tuple(branches), _system(rng, systems))
+    shown = _picture(rng, grid)
+    asked = ask_page(rng, shown, 8) if isinstance(shown, Page) else _asked(rng, shown, 8)
+    branches: list[tuple[Part, ...]] = [(_said(q, about=0),) for q in asked]
+    if rng.random() < 0.7 and (isinstance(shown, Page) or len(shown.things) <= CAPTION_THINGS):
+        caption = describe_page(shown) if isinstance(shown, Page) else describe(shown)
+        branches.append((_said(caption),))
+    return Row((shown,), (0,), tuple(branches), _system(rng, systems))
 
 
 def _talk(rng: Random, grid: tuple[int, int], systems: float) -> Row:
     """One picture, three dialogues of 2 to 5 turns."""
-    scene = make_scene(rng, *grid)
+    scene = _scene(rng, grid)
     branches: list[tuple[Part, ...]] = []
     for _ in range(3):
         turns = _asked(rng, scene, rng.choice((2, 2, 3, 3, 4, 5)))
@@ -212,7 +240,7 @@ def _shown_in(question: Question) -> int | None:
 
 def _question_first(rng: Random, grid: tuple[int, int]) -> Row:
     """The question, then the picture."""
-    scene = make_scene(rng, *grid)
+    scene = _scene(rng, grid)
     question = _one(rng, scene)
     answered = Answered("", question.answer, ALL_GROUPS.index(question.group))
     return Row((scene,), (question.text, 0, answered), ())

@@ -10,16 +10,17 @@ import re
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, EVENT, EVENTS, IGNORED, LONGEST_FILM, LONGEST_SIDE
+from cells import CLASSES, DIGIT, EVENT, EVENTS, IGNORED, KINDS, LONGEST_FILM, LONGEST_SIDE, Shown
 from torch import Tensor
 
-from tokprune.scenes import Scene
+from tokprune.scenes import Page, Scene
 from tokprune.scenes.film import Film, moved
+from tokprune.scenes.pages import FIELDS
 from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX, Thing
 from tokprune.types import Region
 
 PLACED = (LONGEST_SIDE, LONGEST_SIDE, 3, 3)  # row and column, thirds of the picture
-MEANT = (2, *PLACED, *CLASSES)  # is there such a thing, where, and what it is
+MEANT = (2, *PLACED, *CLASSES[: DIGIT + 1])  # is there such a thing, where, and what it is
 # In a film: what it does, from which frame on, the colour that it turns, and where it is at last.
 DOES = (*EVENT, len(COLORS), *PLACED)
 REFERENT = (*MEANT, *DOES)
@@ -29,16 +30,58 @@ _PHRASE = re.compile(
     rf"(?P<shape>{'|'.join(SHAPES)}|shape)\b(?: with digit (?P<digit>\d)| has digit (?P<has>\d)"
     rf"| is (?P<is>{'|'.join(COLORS)})\b)?"
 )
+_WRITTEN = re.compile(
+    rf"(?:(?P<color>{'|'.join(COLORS)}) )?(?P<kind>sign|bar)\b|the (?P<field>{'|'.join(FIELDS)})\b"
+)
 _IN_PICTURE = re.compile(r" in the (?:first|second|third) picture")
 
 
-def find_referents(
-    text: str, shown: Scene | Film, region: Region
-) -> list[tuple[int, tuple[int, ...]]]:
+def find_referents(text: str, shown: Shown, region: Region) -> list[tuple[int, tuple[int, ...]]]:
     """Where each phrase ends, and the classes of what it means; not of phrases for several.
 
     Places are counted in the grid of a region that covers the whole picture.
     """
+    written = [] if isinstance(shown, Film) else _find_written(text, shown, region)
+    return written if written or isinstance(shown, Page) else _find_things(text, shown, region)
+
+
+def _find_written(
+    text: str, shown: Scene | Page, region: Region
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Signs, bars and fields of forms: where their characters begin, and their colour."""
+    match = _WRITTEN.search(text)
+    if match is None:
+        return []
+    said = match.groupdict()
+    places: list[tuple[int, int, str, str | None]]  # y, x, kind, colour
+    if isinstance(shown, Scene):
+        places = [(s.letters[0].y, s.letters[0].x, "sign", s.color) for s in shown.signs]
+    elif said["field"]:
+        fields = [field for field in shown.fields if field.key == said["field"]]
+        starts = [shown.value_letters(field)[0] for field in fields]
+        places = [(letter.y, letter.x, "line", None) for letter in starts]
+    else:
+        starts = [(shown.number_letters(bar)[0], bar.color) for bar in shown.bars]
+        places = [(letter.y, letter.x, "bar", color) for letter, color in starts]
+    wanted = [place for place in places if said["color"] in (None, place[3])]
+    if len(wanted) != 1:
+        return []
+    [(y, x, kind, color)] = wanted
+    classes = (
+        1,
+        *_at(y, x, shown, region),
+        KINDS.index(kind) + 1,
+        IGNORED if color is None else list(COLORS).index(color) + 1,
+        IGNORED,
+        IGNORED,
+        *(IGNORED,) * len(DOES),
+    )
+    return [(match.end(), classes)]
+
+
+def _find_things(
+    text: str, shown: Scene | Film, region: Region
+) -> list[tuple[int, tuple[int, ...]]]:
     found: list[tuple[int, tuple[int, ...]]] = []
     for match in _PHRASE.finditer(text):
         said = match.groupdict()
@@ -66,7 +109,7 @@ def _classes(number: int, shown: Scene | Film, region: Region) -> tuple[int, ...
     return (
         1,
         *_placed(thing, shown, region),
-        SHAPES.index(thing.shape) + 1,
+        KINDS.index(thing.shape) + 1,
         list(COLORS).index(thing.color) + 1,
         1 + thing.large if both_sizes else IGNORED,
         _digit(thing),
@@ -76,9 +119,13 @@ def _classes(number: int, shown: Scene | Film, region: Region) -> tuple[int, ...
 
 def _placed(thing: Thing, shown: Scene | Film, region: Region) -> tuple[int, int, int, int]:
     """Row and column in the region, and thirds of the picture."""
+    return _at(thing.y, thing.x, shown, region)
+
+
+def _at(y: int, x: int, shown: Shown, region: Region) -> tuple[int, int, int, int]:
     height, width = shown.rows * TOKEN_PX, shown.columns * TOKEN_PX
-    row, column = thing.y * region.rows // height, thing.x * region.columns // width
-    return row, column, 3 * thing.y // height, 3 * thing.x // width
+    row, column = y * region.rows // height, x * region.columns // width
+    return row, column, 3 * y // height, 3 * x // width
 
 
 def _digit(thing: Thing) -> int:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from batch import PAD_SEGMENT, Batch
-from cells import IGNORED, labels_of
+from cells import IGNORED, Shown, labels_of
 from demos import DEMOS
 from referents import REFERENT, find_referents
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from tokprune.families import FAMILIES, Processor, Span
 from tokprune.loading import open_tokenizer
 from tokprune.manifest import Piece
-from tokprune.scenes import Scene, draw
+from tokprune.scenes import Page, Scene, draw
 from tokprune.scenes.film import Film, draw_film
 from tokprune.scenes.film_suite import FPS
 from tokprune.types import PICTURE, Clip, Medium, Prepared
@@ -29,7 +29,7 @@ from tokprune_export.chat_template import Template, compile_chat
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.records import tokens
 
-Drawn: TypeAlias = Scene | Film | Medium  # to be drawn, or drawn
+Drawn: TypeAlias = Scene | Film | Page | Medium  # to be drawn, or drawn
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Writer:
         if not isinstance(part, Answered) or part.about is None:
             return
         shown = line.drawn[part.about]
-        if isinstance(shown, Scene | Film):
+        if isinstance(shown, Scene | Film | Page):
             region = line.media[part.about][0].regions[0]
             found = find_referents(part.text, shown, region)
             line.marks += [(len(line.pending) + end, classes) for end, classes in found]
@@ -290,11 +290,11 @@ class Writer:
 
 def draw_medium(medium: Drawn) -> Medium:
     """Draw what is not drawn yet."""
-    if isinstance(medium, Scene):
+    if isinstance(medium, Scene | Page):
         return draw(medium)
     return Clip(draw_film(medium), FPS) if isinstance(medium, Film) else medium
 
 
-def _scene(line: _Line, prepared: Prepared) -> Scene | Film | None:
+def _scene(line: _Line, prepared: Prepared) -> Shown | None:
     drawn = line.drawn[int(prepared.where[0, PICTURE])]
-    return drawn if isinstance(drawn, Scene | Film) else None
+    return drawn if isinstance(drawn, Scene | Film | Page) else None

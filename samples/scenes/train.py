@@ -276,7 +276,10 @@ def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
         done = options.done(step)
         if done >= 0:
             done = options.begin + (1 - options.begin) * done
-        queue.put(make_batch(writer, options.seed, step, done, factor=options.batch_factor))
+        batch = make_batch(
+            writer, options.seed, step, done, factor=options.batch_factor, begin=options.begin
+        )
+        queue.put(batch)
     Event().wait()  # its tensors are gone with the process, and some may wait to be taken
 
 

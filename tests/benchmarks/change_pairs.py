@@ -8,14 +8,15 @@ from random import Random
 import av
 import numpy as np
 
-from tokprune.scenes.drawing import draw_background, draw_thing, shape_mask
+from tokprune.scenes.drawing import draw_thing, shape_mask
+from tokprune.scenes.painting import draw_background
 from tokprune.scenes.scene import COLORS, DIGIT_PX, DIGIT_SHARE, Thing, make_scene
 from tokprune.types import Array
 
 MOVES_PX = (2, 4, 8, 14, 28)
 CHANGES = (*(f"moved {px} px" for px in MOVES_PX), "appeared", "disappeared", "other colour",
            "other digit")  # fmt: skip
-SIGMAS = (1.0, 2.0, 3.5, 5.0, 7.0)  # of tokprune.scenes.drawing.draw_noise: 1 to 7
+SIGMAS = (1.0, 2.0, 3.5, 5.0, 7.0)  # of tokprune.scenes.painting.draw_noise: 1 to 7
 HARD = ("moved 1 px", "other digit of 8 px", "10 levels brighter spot of 20 px")  # no promise
 FLICKER = 0.01  # brightness of a frame: so much more or less at most
 SIZES_HW = ((448, 448), (672, 896), (720, 1280))

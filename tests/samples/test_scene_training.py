@@ -1,6 +1,7 @@
 """The training of the demo VLM: rows as conversations, a forward pass like transformers's."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -8,9 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tokprune.scenes import draw, make_scene
+from tokprune.scenes import draw, make_page, make_scene
 from tokprune.scenes.film import Event, Film, draw_film
+from tokprune.scenes.glyphs import CHARACTERS
+from tokprune.scenes.pages import FIELDS
 from tokprune.scenes.scene import COLORS, Scene, Thing
+from tokprune.scenes.signs import Sign
 from tokprune.types import KIND, NEWLINE, TILE, Clip, Region
 
 pytestmark = pytest.mark.torch
@@ -307,13 +311,95 @@ def test_newlines_show_nothing_and_crops_what_the_whole_shows(made: dict[str, Ma
     assert len(shown[0]) == len(scene.things)
 
 
+def test_signs_and_pages_label_their_characters(made: dict[str, Made]) -> None:
+    from cells import FIELD, FIRST, IGNORED, KINDS, SECOND, label_tokens
+
+    processor = made["qwen2_vl"].writer.processor
+    found: Counter[str] = Counter()
+    written: Counter[str] = Counter()
+    for seed, grid in enumerate([(6, 6), (8, 8), (14, 14), (8, 12)]):
+        scene = make_scene(Random(seed), *grid, signs=2)
+        page = make_page(Random(seed), *grid)
+        texts = [sign.text for sign in scene.signs], [str(bar.number) for bar in page.bars]
+        texts[1].extend(field.key.upper() + field.value for field in page.fields)
+        for shown, wanted in zip((scene, page), texts, strict=True):
+            [prepared] = processor.prepare([draw(shown)])
+            labels = label_tokens(shown, prepared)
+            read = Counter(c for row in labels for c in row[[FIRST, SECOND]] if c > 0)
+            found += Counter({CHARACTERS[number - 1]: n for number, n in read.items()})
+            written += Counter("".join(wanted))
+        assert KINDS.index("sign") + 1 in label_tokens(scene, processor.prepare([draw(scene)])[0])
+        fields = {FIELDS.index(field.key) + 1 for field in page.fields}
+        assert {*labels[:, FIELD]} - {0, IGNORED} == fields
+    assert found <= written
+    assert found.total() >= 0.98 * written.total()  # a third narrow one in a cell is left out
+
+
+def test_characters_stand_from_the_left_in_the_cell_of_their_centre(made: dict[str, Made]) -> None:
+    from cells import FIRST, label_tokens
+
+    sign = Sign("red", "AB7", "plain", 20, 42, 42)
+    scene = Scene(4, 4, 1.0, (), 0, (sign,))
+    [prepared] = made["qwen2_vl"].writer.processor.prepare([draw(scene)])
+    row = label_tokens(scene, prepared).reshape(4, 4, -1)[1, :, FIRST : FIRST + 2]
+    cells = [letter.x // 28 for letter in sign.letters]
+    expected = [[0, 0] for _ in range(4)]
+    for cell, letter in zip(cells, sign.letters, strict=True):
+        free = expected[cell].index(0)
+        expected[cell][free] = CHARACTERS.index(letter.character) + 1
+    assert row.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "place"),
+    [
+        ("what does the red sign say?", "red sign", (30, 40)),
+        ("what does the sign say?", "sign", None),
+        ("what color is the sign with K7?", "sign", None),
+    ],
+)
+def test_a_phrase_means_the_sign_that_it_fits(
+    text: str, phrase: str, place: tuple[int, int] | None
+) -> None:
+    from referents import find_referents
+
+    signs = (Sign("red", "K7", "plain", 20, 40, 30), Sign("blue", "AB", "plain", 20, 100, 90))
+    found = find_referents(text, Scene(4, 5, 1.0, (), 0, signs), GRID)
+    if place is None:
+        assert found == []
+        return
+    ((end, classes),) = found
+    first = signs[0].letters[0]
+    assert text[:end].endswith(phrase)
+    assert classes[:3] == (1, first.y // 28, first.x // 28)
+
+
+def test_a_phrase_means_the_value_of_a_field_and_the_number_of_a_bar() -> None:
+    from referents import find_referents
+
+    pages = [make_page(Random(seed), 8, 8) for seed in range(12)]
+    region, kinds = Region(0, 0, 0, 8, 8), set()
+    for page in pages:
+        if page.fields:
+            letter = page.value_letters(page.fields[0])[0]
+            text = f"what is the {page.fields[0].key}?"
+        else:
+            letter = page.number_letters(page.bars[0])[0]
+            text = f"what is the value of the {page.bars[0].color} bar?"
+        ((end, classes),) = find_referents(text, page, region)
+        assert end == len(text) - 1
+        assert classes[:3] == (1, letter.y // 28, letter.x // 28)
+        kinds.add(bool(page.fields))
+    assert kinds == {True, False}
+
+
 def test_a_token_of_two_frames_shows_what_both_show(made: dict[str, Made]) -> None:
     from cells import IGNORED, label_tokens
 
     things = scene_of(("red", "circle", True, 42, 42, None)).things
     film = Film(4, 4, 4, things, (Event("appears", 3, 3),), 0)
     [prepared] = made["qwen2_vl"].writer.processor.prepare([Clip(draw_film(film), 4.0)])
-    labels = label_tokens(film, prepared).reshape(2, 4, 4, 4)
+    labels = label_tokens(film, prepared).reshape(2, 4, 4, -1)
     assert not labels[0].any()
     assert labels[1, 1, 1, 0] == IGNORED
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tokprune import ChangeGate, Frame, FrameStamp, RequestInvalid
-from tokprune.scenes.drawing import draw_background, draw_thing
+from tokprune.scenes.drawing import draw_thing
+from tokprune.scenes.painting import draw_background
 from tokprune.scenes.scene import Thing, make_scene
 from tokprune.types import Array
 from tokprune.watching.gate import FLICKER, THRESHOLD, block_means, difference

@@ -54,14 +54,42 @@ def test_mixed_sizes_are_not_all_square():
 
 
 def test_every_group_is_asked_about_equally_often():
-    counts = Counter(s.group for s in suite("test", 200, groups=GROUPS))
-    assert set(counts) == set(GROUPS)
-    assert min(counts.values()) >= 8
+    counts = Counter(s.group for s in suite("test", 60))
+    assert counts == dict.fromkeys(GROUPS, 6)
+
+
+def test_there_are_ten_groups():
+    assert sorted(GROUPS) == sorted(
+        ["color", "shape", "exist", "count", "position", "relation", "digit", "text", "document"]
+        + ["compare"]
+    )
+
+
+def test_some_large_scenes_are_dense_and_small_ones_are_not():
+    large, small = (list(suite("dev", 60, tokens=tokens)) for tokens in (196, 64))
+    assert 5 <= sum(sample.dense for sample in large) <= 25
+    assert not any(sample.dense for sample in small)
+
+
+def test_further_questions_are_about_the_same_picture():
+    for samples in _by_scene(suite("dev", 20, tokens=64, questions=3)):
+        assert len({sample.question for sample in samples}) == len(samples)
+        for sample in samples[1:]:
+            for one, other in zip(samples[0].pictures, sample.pictures, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def _by_scene(samples):
+    scenes = {}
+    for sample in samples:
+        scenes.setdefault(sample.key.rsplit("/", 1)[0], []).append(sample)
+    assert max(map(len, scenes.values())) == 3
+    return scenes.values()
 
 
 def test_only_the_groups_asked_for_come():
-    groups = {s.group for s in suite("test", 10, groups=("digit", "where"))}
-    assert groups <= {"digit", "where"}
+    groups = {s.group for s in suite("test", 10, groups=("digit", "position"))}
+    assert groups == {"digit", "position"}
 
 
 def test_comparisons_show_two_pictures():

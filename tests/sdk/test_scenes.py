@@ -16,10 +16,13 @@ from tokprune.scenes import (
     make_scene,
 )
 from tokprune.scenes.glyphs import CHARACTERS, STYLES, glyph
-from tokprune.scenes.questions import MAKERS, NUMBERS
+from tokprune.scenes.questions import KINDS, MAKERS, NUMBERS
 from tokprune.scenes.scene import COLORS, SHAPES
+from tokprune.scenes.signs import Sign
 
 GRIDS = ((4, 4), (6, 6), (8, 8), (8, 12), (14, 14), (20, 20))
+SIGNED = [make_scene(Random(f"signs/{i}"), *GRIDS[1 + i % 5], signs=1 + i % 3) for i in range(30)]
+CROWDED = [make_scene(Random(f"crowd/{i}"), 14, 14 + i % 3, crowded=True) for i in range(12)]
 SCENES = [make_scene(Random(f"tests/{i}"), *GRIDS[i % len(GRIDS)]) for i in range(120)]
 
 
@@ -43,6 +46,31 @@ def test_things_are_apart_and_inside(scene):
             assert np.hypot(one.x - other.x, one.y - other.y) >= one.radius + other.radius
 
 
+def test_signs_can_be_read_and_stand_apart_from_everything():
+    for scene in SIGNED:
+        height, width = scene.size_hw
+        assert scene.signs
+        assert len({sign.color for sign in scene.signs}) == len(scene.signs)
+        for number, sign in enumerate(scene.signs):
+            top, left, bottom, right = sign.box
+            assert 0 < top < bottom < height
+            assert 0 < left < right < width
+            assert all(left < letter.x < right for letter in sign.letters)
+            for other in scene.signs[:number]:
+                (t, le, b, r) = other.box
+                assert bottom < t or b < top or right < le or r < left
+            for thing in scene.things:
+                y, x = np.clip(thing.y, top, bottom), np.clip(thing.x, left, right)
+                assert np.hypot(thing.y - y, thing.x - x) > thing.radius
+
+
+def test_crowded_scenes_hold_twenty_things_or_more():
+    for scene in CROWDED:
+        assert scene.dense
+        assert 20 <= len(scene.things) == len({thing.name for thing in scene.things})
+    assert not any(scene.dense for scene in SCENES)
+
+
 def test_large_is_clearly_larger_than_small():
     for scene in SCENES:
         large = [t.radius for t in scene.things if t.large]
@@ -57,14 +85,15 @@ def test_digits_stand_on_large_things_only():
     assert all(t.large for t in digits)
 
 
-@pytest.mark.parametrize("group", MAKERS)
-def test_answers_are_true_of_the_scene(group):
-    rng = Random(group)
-    asked = [(s, q) for s in SCENES for q in ask(rng, s, (group,), 2)]
+@pytest.mark.parametrize("kind", MAKERS)
+def test_answers_are_true_of_the_scene(kind):
+    rng = Random(kind)
+    asked = [(s, q) for s in (*SCENES, *SIGNED) for q in ask(rng, s, (kind,), 2)]
     assert len(asked) > 20
+    groups = {kind: group for group, kinds in KINDS.items() for kind in kinds}
     for scene, question in asked:
-        assert question.group == group
-        assert TRUE[group](scene, question.text.removesuffix("?").split(), question.answer)
+        assert question.group == groups.get(kind, "size")
+        assert TRUE[kind](scene, question.text.removesuffix("?").split(), question.answer)
 
 
 def _about(words):
@@ -96,7 +125,7 @@ def _true_digit(scene, words, answer):
     return digits == [answer]
 
 
-def _true_where(scene, words, answer):
+def _true_position(scene, words, answer):
     it = named(scene, " ".join(words[-2:]))
     height, width = scene.size_hw
     row, column = answer.split()
@@ -114,6 +143,14 @@ def _true_count(scene, words, answer):
     return NUMBERS[count] == answer
 
 
+def _true_text(scene, words, answer):
+    if words[1] == "color":
+        return [sign.color for sign in scene.signs if sign.text == words[-1]] == [answer]
+    color = words[-3] if words[-3] in COLORS else None
+    texts = [sign.text for sign in scene.signs if color in (None, sign.color)]
+    return texts == [answer]
+
+
 def _ahead(one, other, words):
     return {
         "left": one.x < other.x,
@@ -123,7 +160,7 @@ def _ahead(one, other, words):
     }[next(word for word in words if word in ("left", "right", "above", "below"))]
 
 
-def _true_relation(scene, words, answer):
+def _true_beside(scene, words, answer):
     start = named(scene, " ".join(words[-2:]))
     return [
         t.name for t in scene.things if _ahead(t, start, words) and _clear(t, start, words)
@@ -135,7 +172,7 @@ def _clear(one, other, words):
     return abs(gap) > 10
 
 
-def _true_relation_yes_no(scene, words, answer):
+def _true_is_beside(scene, words, answer):
     one, other = named(scene, " ".join(words[2:4])), named(scene, " ".join(words[-2:]))
     return _ahead(one, other, words) == (answer == "yes")
 
@@ -146,10 +183,11 @@ TRUE = {
     "size": _true_size,
     "exist": _true_exist,
     "digit": _true_digit,
-    "where": _true_where,
+    "position": _true_position,
     "count": _true_count,
-    "relation": _true_relation,
-    "relation_yes_no": _true_relation_yes_no,
+    "beside": _true_beside,
+    "is_beside": _true_is_beside,
+    "text": _true_text,
 }
 
 
@@ -162,6 +200,22 @@ def test_sizes_are_not_asked_where_all_are_alike():
 def test_a_description_names_everything_from_left_to_right():
     scene = Scene(8, 8, 1.0, (thing(x=150, digit="4"), thing("blue", large=False, x=30)), 0)
     assert describe(scene).answer == "small blue star; large red star 4"
+
+
+def test_a_description_ends_with_the_signs():
+    sign = Sign("red", "K7", "bold", 20, 100, 200)
+    scene = Scene(8, 8, 1.0, (thing("blue"),), 0, (sign,))
+    assert describe(scene).answer == "blue star; red sign K7"
+
+
+def test_drawing_shows_plate_and_letters_of_a_sign():
+    sign = Sign("yellow", "H", "bold", 24, 60, 50)
+    picture = draw(Scene(4, 4, 1.0, (), 3, (sign,))).astype(int)
+    top, left, bottom, right = sign.box
+    plate = picture[top + 2 : bottom - 2, left + 2 : right - 2]
+    assert (plate[0, :, 0] > 180).all()  # yellow above the letter
+    assert (plate[0, :, 2] < 110).all()
+    assert (plate.max(axis=2) < 60).sum() > 40  # dark ink
 
 
 def test_a_question_can_name_its_picture():

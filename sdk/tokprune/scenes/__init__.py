@@ -3,6 +3,8 @@
 from tokprune.scenes.data_file import write
 from tokprune.scenes.drawing import draw
 from tokprune.scenes.film_suite import FILM_GROUPS, FilmSample, film_suite
+from tokprune.scenes.page_questions import ask_page, describe_page
+from tokprune.scenes.pages import Page, make_page
 from tokprune.scenes.questions import Question, ask, compare, describe, in_picture
 from tokprune.scenes.scene import Scene, Thing, make_scene
 from tokprune.scenes.suite import GROUPS, Sample, Split, make_companion, suite
@@ -11,18 +13,22 @@ __all__ = [
     "FILM_GROUPS",
     "GROUPS",
     "FilmSample",
+    "Page",
     "Question",
     "Sample",
     "Scene",
     "Split",
     "Thing",
     "ask",
+    "ask_page",
     "compare",
     "describe",
+    "describe_page",
     "draw",
     "film_suite",
     "in_picture",
     "make_companion",
+    "make_page",
     "make_scene",
     "suite",
     "write",

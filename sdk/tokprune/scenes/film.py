@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tokprune.scenes.drawing import draw_background, draw_noise, draw_thing
+from tokprune.scenes.drawing import draw_thing
+from tokprune.scenes.painting import draw_background, draw_noise
 from tokprune.scenes.scene import COLORS, TOKEN_PX, Scene, Thing, make_scene
 from tokprune.types import Array
 

@@ -105,7 +105,7 @@ def ask_frame(rng: Random, film: Film) -> Question | None:
     things = tuple(thing for thing in shown if thing.name in known)
     if not things:
         return None
-    found = MAKERS["where"](rng, Scene(film.rows, film.columns, 1.0, things, film.seed))
+    found = MAKERS["position"](rng, Scene(film.rows, film.columns, 1.0, things, film.seed))
     if found is None:
         return None
     return found._replace(text=f"{found.text.removesuffix('?')} in {place}?", group="frame")

@@ -1,4 +1,4 @@
-"""Questions about one scene, or about two, with the answers that were drawn."""
+"""Questions about one scene or page, or about two scenes, with the answers that were drawn."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ class Question(NamedTuple):
 
 
 Maker = Callable[[Random, Scene], Question | None]
+LARGEST_COUNT = len(NUMBERS) - 1
 
 
 def _alone(things: Sequence[Thing], key: Callable[[Thing], object]) -> list[Thing]:
@@ -100,14 +101,14 @@ def _digit(rng: Random, scene: Scene) -> Question | None:
     return Question(f"what digit is on the {name}?", thing.digit, "digit")
 
 
-def _where(rng: Random, scene: Scene) -> Question | None:
+def _position(rng: Random, scene: Scene) -> Question | None:
     thing = rng.choice(scene.things)
     height, width = scene.size_hw
     row, column = _third(thing.y, height), _third(thing.x, width)
     if row is None or column is None:
         return None
     place = f"{('top', 'middle', 'bottom')[row]} {('left', 'center', 'right')[column]}"
-    return Question(f"where is the {thing.name}?", place, "where")
+    return Question(f"where is the {thing.name}?", place, "position")
 
 
 def _third(value: int, span: int) -> int | None:
@@ -119,8 +120,8 @@ def _third(value: int, span: int) -> int | None:
 
 def _count(rng: Random, scene: Scene) -> Question | None:
     draw = rng.random()
-    if draw < 0.2:
-        number = len(scene.things)
+    number = len(scene.things)
+    if draw < 0.2 and number <= LARGEST_COUNT:
         return Question("how many shapes are there?", NUMBERS[number], "count")
     if draw < 0.6:
         counts = {shape: sum(t.shape == shape for t in scene.things) for shape in SHAPES}
@@ -133,7 +134,7 @@ def _count(rng: Random, scene: Scene) -> Question | None:
     return Question(f"how many {names[kind]} are there?", NUMBERS[number], "count")
 
 
-def _relation(rng: Random, scene: Scene) -> Question | None:
+def _beside(rng: Random, scene: Scene) -> Question | None:
     thing = rng.choice(scene.things)
     word, axis, sign = rng.choice(_DIRECTIONS)
     gaps = [
@@ -147,7 +148,7 @@ def _relation(rng: Random, scene: Scene) -> Question | None:
     return Question(f"what is {word} the {thing.name}?", near[0][1].name, "relation")
 
 
-def _relation_yes_no(rng: Random, scene: Scene) -> Question | None:
+def _is_beside(rng: Random, scene: Scene) -> Question | None:
     if len(scene.things) < 2:
         return None
     one, other = rng.sample(scene.things, 2)
@@ -156,7 +157,17 @@ def _relation_yes_no(rng: Random, scene: Scene) -> Question | None:
     if abs(gap) < MARGIN_PX + 2:
         return None
     text = f"is the {one.name} {word} the {other.name}?"
-    return Question(text, "yes" if gap > 0 else "no", "relation_yes_no")
+    return Question(text, "yes" if gap > 0 else "no", "relation")
+
+
+def _text(rng: Random, scene: Scene) -> Question | None:
+    if not scene.signs:
+        return None
+    sign = rng.choice(scene.signs)
+    if rng.random() < 0.2:
+        return Question(f"what color is the sign with {sign.text}?", sign.color, "text")
+    name = f"{sign.color} sign" if len(scene.signs) > 1 or rng.random() < 0.5 else "sign"
+    return Question(f"what does the {name} say?", sign.text, "text")
 
 
 _DIRECTIONS = (("left of", "x", -1), ("right of", "x", 1), ("above", "y", -1), ("below", "y", 1))
@@ -166,20 +177,33 @@ MAKERS: dict[str, Maker] = {
     "size": _size,
     "exist": _exist,
     "digit": _digit,
-    "where": _where,
+    "position": _position,
     "count": _count,
-    "relation": _relation,
-    "relation_yes_no": _relation_yes_no,
+    "beside": _beside,
+    "is_beside": _is_beside,
+    "text": _text,
+}
+# The task groups about one scene, and the kinds of question that each has in turn. Sizes are asked
+# in the training only.
+KINDS: dict[str, tuple[str, ...]] = {
+    "color": ("color",),
+    "shape": ("shape",),
+    "exist": ("exist",),
+    "count": ("count",),
+    "position": ("position",),
+    "relation": ("beside", "is_beside"),
+    "digit": ("digit",),
+    "text": ("text",),
 }
 
 
-def ask(rng: Random, scene: Scene, groups: Sequence[str], count: int) -> list[Question]:
-    """Return up to `count` different questions, over the groups in turn."""
+def ask(rng: Random, scene: Scene, kinds: Sequence[str], count: int) -> list[Question]:
+    """Return up to `count` different questions, over the kinds (of MAKERS) in turn."""
     found: list[Question] = []
     for attempt in range(8 * count):
         if len(found) == count:
             break
-        question = MAKERS[groups[attempt % len(groups)]](rng, scene)
+        question = MAKERS[kinds[attempt % len(kinds)]](rng, scene)
         if question is not None and question not in found:
             found.append(question)
     return found
@@ -191,6 +215,7 @@ def describe(scene: Scene) -> Question:
     sizes = [f"{thing.size} " if scene.has_both_sizes else "" for thing in things]
     digits = [f" {thing.digit}" if thing.digit else "" for thing in things]
     words = [f"{size}{t.name}{digit}" for size, t, digit in zip(sizes, things, digits, strict=True)]
+    words += [f"{sign.color} sign {sign.text}" for sign in scene.signs]
     return Question("describe the image.", "; ".join(words), "caption")
 
 

@@ -1,8 +1,10 @@
-"""What stands in a drawn picture: coloured shapes, some with a digit, sparse on a background."""
+"""What stands in a drawn picture: coloured shapes, some with a digit, and signs with text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+
+from tokprune.scenes.signs import Sign, place_signs, touches
 
 COLORS = {
     "red": (215, 35, 35),
@@ -19,6 +21,9 @@ TOKEN_PX = 28  # side of one vision token of the demo VLMs
 DIGIT_PX = 16  # the lowest digit that a small encoder learns to read
 DIGIT_SHARE = 0.9  # height of a digit over the radius of its shape
 SMALL_PX, LARGE_PX = (10.0, 13.0), (19.0, 24.0)  # radius bands at scale 1
+CROWD = (20, 28)  # things of a crowded picture
+CROWD_SCALE = (0.8, 1.0)
+CROWD_TOKENS = 196  # that a crowded picture has at least
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class Scene:
     scale: float  # of all things
     things: tuple[Thing, ...]
     seed: int  # of the background
+    signs: tuple[Sign, ...] = ()
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is crowded: little of it can go."""
+        return len(self.things) >= CROWD[0]
 
     @property
     def has_both_sizes(self) -> bool:
@@ -78,7 +89,15 @@ def things_range(rows: int, columns: int) -> tuple[int, int]:
     return 3, 8 if tokens <= 256 else 12
 
 
-def make_scene(rng: Random, rows: int, columns: int, shared: Sequence[Thing] = ()) -> Scene:
+def make_scene(
+    rng: Random,
+    rows: int,
+    columns: int,
+    shared: Sequence[Thing] = (),
+    *,
+    signs: int = 0,
+    crowded: bool = False,
+) -> Scene:
     """Place things apart from each other, every (colour, shape) once.
 
     Args:
@@ -86,29 +105,32 @@ def make_scene(rng: Random, rows: int, columns: int, shared: Sequence[Thing] = (
         rows: vision tokens.
         columns: vision tokens.
         shared: things whose colour and shape shall occur here as well.
+        signs: how many signs stand among them; fewer where there is no room.
+        crowded: 20 things or more, on 196 vision tokens or more.
     """
     height, width = rows * TOKEN_PX, columns * TOKEN_PX
-    low, high = things_range(rows, columns)
+    low, high = CROWD if crowded else things_range(rows, columns)
     wanted = rng.randint(low, high)
-    scale = _scale(rng, rows * columns)
+    scale = rng.uniform(*CROWD_SCALE) if crowded else _scale(rng, rows * columns)
     colors = rng.sample(list(COLORS), rng.randint(3, 6))
     shapes = rng.sample(SHAPES, rng.randint(2, 5))
+    plates = place_signs(rng, signs, (height, width), list(COLORS)) if signs else ()
     things: list[Thing] = []
     waiting = [(thing.color, thing.shape) for thing in shared]
-    for attempt in range(240):
+    for attempt in range(1000 if crowded else 240):
         if len(things) == wanted:
             break
         if attempt == 60:
             colors, shapes = list(COLORS), list(SHAPES)
         color, shape = waiting[0] if waiting else (rng.choice(colors), rng.choice(shapes))
         thing = _place(rng, color, shape, scale, height, width)
-        if thing is not None and all(_apart(thing, other) for other in things):
+        if thing is not None and _free(thing, things, plates):
             things.append(thing)
             waiting = waiting[1:]
-    if not things:
-        return make_scene(rng, rows, columns, shared)
+    if len(things) < (low if crowded else 1) or len(plates) < min(signs, 1):
+        return make_scene(rng, rows, columns, shared, signs=signs, crowded=crowded)
     rng.shuffle(things)
-    return Scene(rows, columns, scale, tuple(things), rng.randrange(2**31))
+    return Scene(rows, columns, scale, tuple(things), rng.randrange(2**31), plates)
 
 
 def _scale(rng: Random, tokens: int) -> float:
@@ -149,6 +171,11 @@ def _place(
         digit=str(rng.randint(0, 9)) if numbered else None,
         rotation=angle,
     )
+
+
+def _free(thing: Thing, things: Sequence[Thing], signs: Sequence[Sign]) -> bool:
+    beside = all(_apart(thing, other) for other in things)
+    return beside and not any(touches(sign, thing.x, thing.y, thing.radius) for sign in signs)
 
 
 def _apart(one: Thing, other: Thing) -> bool:

@@ -9,13 +9,17 @@ from jaxtyping import UInt8
 
 from tokprune.errors import RequestInvalid
 from tokprune.scenes.drawing import draw
-from tokprune.scenes.questions import MAKERS, Question, ask, compare
-from tokprune.scenes.scene import Scene, make_scene
+from tokprune.scenes.page_questions import ask_page
+from tokprune.scenes.pages import Page, make_page
+from tokprune.scenes.questions import KINDS, Question, ask, compare
+from tokprune.scenes.scene import CROWD_TOKENS, Scene, make_scene
 from tokprune.types import Array
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
-GROUPS = (*MAKERS, "compare")
+GROUPS = (*KINDS, "document", "compare")
+CROWDED_SHARE = 0.25  # of the scenes of 196 vision tokens and more
+SIGNS_SHARE = 0.3  # of the scenes that no sign is asked about
 GRIDS = (
     (8, 8),
     (8, 8),
@@ -41,6 +45,7 @@ class Sample:
     question: str
     answer: str
     group: str
+    dense: bool = False  # 20 things or more in the picture
 
 
 def suite(
@@ -53,7 +58,8 @@ def suite(
 ) -> Iterator[Sample]:
     """Yield questions about the first `scenes` scenes of a split.
 
-    Scene i depends on (split, i, tokens) alone. The groups take turns from scene to scene.
+    Scene i depends on (split, i, tokens, groups) alone. The groups take turns from scene to scene,
+    and a scene is made so that its first question can be asked.
 
     Args:
         split: "train", "dev" or "test"; they share no scene.
@@ -71,15 +77,15 @@ def suite(
     for number in range(scenes):
         rng = Random(f"{split}/{tokens}/{number}")
         grid = GRIDS_OF[tokens] if tokens else rng.choice(GRIDS)
-        turned = [groups[(number * questions + turn) % len(groups)] for turn in range(len(groups))]
-        made = _scene_questions(rng, grid, turned, questions)
-        for index, (pictures, question) in enumerate(made):
+        turned = [groups[(number + turn) % len(groups)] for turn in range(len(groups))]
+        for index, (shown, question) in enumerate(_asked(rng, grid, turned, questions)):
             yield Sample(
                 key=f"{split}/{tokens or 'mixed'}/{number:06d}/{index}",
-                pictures=tuple(draw(scene) for scene in pictures),
+                pictures=tuple(map(draw, shown)),
                 question=question.text,
                 answer=question.answer,
                 group=question.group,
+                dense=any(isinstance(each, Scene) and each.dense for each in shown),
             )
 
 
@@ -105,25 +111,35 @@ def _check(split: str, tokens: int | None, groups: Sequence[str]) -> None:
         raise RequestInvalid(f"Unknown groups {unknown}. Known: {', '.join(GROUPS)}")
 
 
-def _scene_questions(
+def _asked(
     rng: Random, grid: tuple[int, int], groups: Sequence[str], count: int
-) -> list[tuple[tuple[Scene, ...], Question]]:
-    """Make a scene and its questions; a scene that allows none is made again."""
-    made: list[tuple[tuple[Scene, ...], Question]] = []
-    while not made:
-        scene = make_scene(rng, *grid)
-        if not scene.things:
+) -> list[tuple[tuple[Scene | Page, ...], Question]]:
+    """Make what the first group asks about, and questions: of that group, then of the others."""
+    while True:
+        if groups[0] == "document":
+            page = make_page(rng, *grid)
+            return [((page,), question) for question in ask_page(rng, page, count)]
+        if groups[0] == "compare":
+            pair = _pair(rng, grid)
+            found = [question for _ in range(4 * count) if (question := compare(rng, pair))]
+            if found:
+                return [(pair, question) for question in list(dict.fromkeys(found))[:count]]
             continue
-        for group in groups:
-            if len(made) == count:
-                break
-            if group == "compare":
-                pair = _pair(rng, grid)
-                question = compare(rng, pair)
-                made += [(pair, question)] if question else []
-            else:
-                made += [((scene,), question) for question in ask(rng, scene, (group,), 1)]
-    return made
+        scene = _scene(rng, grid, sign=groups[0] == "text")
+        kinds = KINDS[groups[0]]
+        if first := ask(rng, scene, rng.sample(kinds, len(kinds)), 1):
+            others = [kind for group in groups[1:] for kind in KINDS.get(group, ())] or kinds
+            more = ask(rng, scene, others, count) if count > 1 else []
+            return [((scene,), each) for each in list(dict.fromkeys([*first, *more]))[:count]]
+
+
+def _scene(rng: Random, grid: tuple[int, int], *, sign: bool) -> Scene:
+    """Make a scene; large ones may be crowded, and a few have signs that nobody asks about."""
+    crowded = grid[0] * grid[1] >= CROWD_TOKENS and rng.random() < CROWDED_SHARE
+    signs = 0
+    if sign or rng.random() < SIGNS_SHARE:
+        signs = rng.randint(1, 2 if grid[0] * grid[1] < CROWD_TOKENS else 3)
+    return make_scene(rng, *grid, signs=signs, crowded=crowded)
 
 
 def _pair(rng: Random, grid: tuple[int, int]) -> tuple[Scene, Scene]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from tokprune.camera.reading.reader import Grabbed, Opener, SourceGone
 from tokprune.errors import RequestInvalid, unknown
-from tokprune.scenes.drawing import draw_background, draw_noise, draw_thing
+from tokprune.scenes.drawing import draw_thing
+from tokprune.scenes.painting import draw_background, draw_noise
 from tokprune.scenes.scene import TOKEN_PX, Scene, Thing, make_scene
 from tokprune.types import Array, Image
 
