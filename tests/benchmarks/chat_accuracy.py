@@ -15,7 +15,7 @@ from rich.progress import track
 
 import tokprune
 from tokprune.scenes import Sample, suite
-from tokprune.scenes.questions import MAKERS
+from tokprune.scenes.questions import KINDS
 from tokprune.types import Array
 
 TURNS = 5
@@ -92,7 +92,7 @@ def dialogues(count: int) -> Iterator[list[Sample]]:
     found, asked = 0, count
     while found < count:  # a scene that allows fewer questions is passed over
         asked += count
-        samples = suite("test", asked, tokens=TOKENS, questions=TURNS, groups=tuple(MAKERS))
+        samples = suite("test", asked, tokens=TOKENS, questions=TURNS, groups=tuple(KINDS))
         whole = [list(of) for _, of in groupby(samples, lambda s: s.key.rpartition("/")[0])]
         whole = [samples for samples in whole if len(samples) == TURNS]
         yield from whole[found:count]

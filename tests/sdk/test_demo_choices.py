@@ -136,7 +136,7 @@ def forced(
 @pytest.mark.demo
 def test_the_choice_is_what_the_model_says_freely_where_that_is_in_the_list(vlm: VLM) -> None:
     tree, colors = tree_for(vlm, ("no", "yes")), tree_for(vlm, COLORS)
-    for sample in suite("dev", 4, tokens=64, groups=["exist", "relation_yes_no"]):
+    for sample in suite("dev", 4, tokens=64, groups=["exist"]):
         answer = vlm.ask(list(sample.pictures), sample.question, 1.0)
         replay = Replay(vlm.model.llm, *seen(vlm, sample))
         choice = choose(replay, tree, vlm.model.llm.eos)
@@ -153,7 +153,7 @@ def test_a_cache_that_grows_chooses_like_one_in_place(demo_bundles: Callable[...
     bundle = demo_bundles("qwen2_vl")
     forms = {form: load(bundle, backend="cpu", threads=1, llm_form=form) for form in FORMS}
     assert {vlm.model.llm.form.cache for vlm in forms.values()} == {"grows", "in_place"}
-    (sample,) = suite("dev", 1, tokens=64, groups=["where"])
+    (sample,) = suite("dev", 1, tokens=64, groups=["position"])
     chosen = [
         choose(Replay(vlm.model.llm, *seen(vlm, sample)), tree_for(vlm, PLACES), vlm.model.llm.eos)
         for vlm in forms.values()
