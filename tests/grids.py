@@ -1,9 +1,13 @@
 """Vision tokens on grids, for tests of what works on them."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from tokprune.selectors import SELECTORS, Inputs
 from tokprune.types import (
     COLUMN,
+    FRAME,
     KIND,
     NEWLINE,
     ROW,
@@ -63,6 +67,47 @@ def first_layer(vision: VisionTokens, scores: np.ndarray, *, rows: int = 5) -> F
     question[-2:] = False
     attention[:, -2:] = scores[::-1]
     return FirstLayer(attention, question)
+
+
+def film_tokens(
+    frames: int, rows: int, columns: int, *, hidden: int = 4, newline: bool = False
+) -> VisionTokens:
+    """A video: frames of the given rows and columns, row-major; a newline after everything."""
+    cells = rows * columns
+    where = np.zeros((frames * cells, 7), np.int32)
+    where[:, FRAME] = np.repeat(np.arange(frames), cells)
+    where[:, ROW], where[:, COLUMN] = np.tile(np.divmod(np.arange(cells), columns), frames)
+    if newline:
+        where = np.concatenate([where, where[-1:]])
+        where[-1, [COLUMN, KIND]] = (columns, NEWLINE)
+    embeds = np.random.default_rng(0).normal(size=(len(where), hidden)).astype(np.float32)
+    return VisionTokens(
+        embeds, where, tuple(Region(0, frame, 0, rows, columns) for frame in range(frames))
+    )
+
+
+def salient(vision: VisionTokens, seed: int = 7) -> VisionTokens:
+    """The same, with drawn attention of the vision encoder; newlines have none."""
+    values = np.random.default_rng(seed).random(len(vision.where)).astype(np.float32)
+    values[vision.where[:, KIND] == NEWLINE] = 0
+    return replace(vision, saliency=values)
+
+
+def shown_to(name: str) -> VisionTokens:
+    """Vision tokens that a selector of the table takes; the most have two pictures."""
+    needs = SELECTORS[name].needs
+    vision = vision_tokens((6, 7), (3, 8))
+    if "frames" in needs:
+        vision = film_tokens(3, 4, 5, newline=True)
+    if "tiles" in needs:
+        vision = tiled_vision()
+    return salient(vision)
+
+
+def inputs(scores: np.ndarray, hidden: int = 4) -> Inputs:
+    """A scorer that always says the same, and embeddings of a thousand token ids."""
+    table = np.random.default_rng(11).normal(size=(1000, hidden)).astype(np.float32)
+    return Inputs(lambda vision, first: scores, lambda ids: table[ids])
 
 
 def never() -> FirstLayer:

@@ -1,6 +1,6 @@
 """One question asked with many selectors and budgets, the costly parts once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,9 @@ from tokprune.canvas import canvas
 from tokprune.llm import Generation, takes_bias
 from tokprune.manifest import Modality, ScorerKind
 from tokprune.selection import keep_all, select
-from tokprune.selectors import SELECTORS, Selector
+from tokprune.selectors import Inputs, Selector
 from tokprune.selectors import Scorer as SelectorsScorer
-from tokprune.selectors.baselines import mean_attention, random_tokens, uniform
+from tokprune.selectors.baselines import random_tokens, uniform
 from tokprune.selectors.relevance import (
     NEVER,
     attention_coverage,
@@ -27,6 +27,7 @@ from tokprune.selectors.relevance import (
     relevance_coverage,
     relevance_spread,
 )
+from tokprune.selectors.scores import mean_attention
 from tokprune.types import (
     Array,
     FirstLayer,
@@ -112,7 +113,8 @@ class Default(NamedTuple):
     """What the bundle answers with, and its twin that reads another question."""
 
     scores: str  # name of what its own scorer gives
-    selector: str
+    make: Callable[[Inputs], Selector]
+    embed: Callable[[Array], Array]  # the LLM's inputs of token ids
     other: FirstLayer
     other_scores: Scores
 
@@ -167,9 +169,9 @@ def _answered(setup: Setup, task: Task) -> Record:
         agreement = {name: _agreement(value, oracle) for name, value in scores.items()}
         scores["oracle"] = oracle
     other = vlm.model.first_layer.run(twin, vision)
-    default = Default(
-        own, vlm.bundle.manifest.default_selector, other, vlm.model.scorer(vision, other)
-    )
+    _, make = vlm.model.selector(None)
+    other_scores = vlm.model.scorer(vision, other)
+    default = Default(own, make, vlm.model.llm.embed, other, other_scores)
     cells = {f"{FULL}@1": text}
     for name, ranking in rankings(task.key, seen, scores, default):
         for share in setup.shares:
@@ -205,12 +207,12 @@ class Answers:
     def __init__(self, vlm: VLM, seen: Seen) -> None:
         self._vlm = vlm
         self._seen = seen
-        self._known: dict[tuple[bytes, bytes], tuple[str, list[int]]] = {}
+        self._known: dict[tuple[bytes, ...], tuple[str, list[int]]] = {}
 
     def __call__(self, selection: Selection) -> tuple[str, list[int]]:
         """Return text and token ids."""
-        bias = b"" if selection.bias is None else selection.bias.tobytes()
-        key = (selection.keep.tobytes(), bias)
+        given = (selection.keep, selection.bias, selection.embeds, selection.at)
+        key = tuple(b"" if array is None else array.tobytes() for array in given)
         if key not in self._known:
             tokens = self._vlm.model.llm.generate(
                 self._seen.prompt, self._seen.vision, selection, Generation(MAX_NEW_TOKENS)
@@ -247,7 +249,7 @@ def rankings(
     for name, values in scores.items():
         yield name, ranked(relevance(_fixed(values)))
     yield "attention-spread", ranked(attention_spread)
-    yield DEFAULT, ranked(SELECTORS[default.selector](_fixed(own)))
+    yield DEFAULT, ranked(default.make(Inputs(_fixed(own), default.embed)))
     yield "relevance-spread", ranked(relevance_spread(_fixed(own)))
     selector = relevance_spread(_fixed(own), attention_share=0.0)
     yield "relevance-spread, no attention", ranked(selector)
@@ -260,7 +262,7 @@ def rankings(
         yield "oracle + spread", ranked(selector)
     other = _fixed(default.other_scores)
     yield f"{default.scores}, question shuffled", ranked(relevance(other))
-    shuffled = ranked(SELECTORS[default.selector](other), default.other)
+    shuffled = ranked(default.make(Inputs(other, default.embed)), default.other)
     yield f"{DEFAULT}, question shuffled", shuffled
 
 

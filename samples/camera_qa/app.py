@@ -25,8 +25,8 @@ import tokprune
 from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
 from tokprune.camera.naming.sources import parse_source
-from tokprune.errors import BackendUnavailable, RequestInvalid, lookup
-from tokprune.selectors import LEARNED, SELECTORS
+from tokprune.errors import BackendUnavailable, RequestInvalid
+from tokprune.selectors import method_of
 from tokprune.serving.running import address_of, bound
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def check(command: CameraPage) -> None:
     if not (0 <= command.keep_frames_mb < float("inf")):
         raise RequestInvalid(f"--keep-frames-mb must be 0 or more, got {command.keep_frames_mb}")
     if command.selector is not None:
-        lookup(SELECTORS, command.selector, "selector")
+        method_of(command.selector)
     parse_budget(command.budget)
 
 
@@ -196,7 +196,6 @@ def greeting(vlm: tokprune.VLM, command: CameraPage, *, drawn: bool) -> "Hello":
     from camera_page.presets import presets
 
     manifest = vlm.bundle.manifest
-    unusable = () if manifest.scorer.trained else LEARNED
     written = "No event log is written."
     if command.log is not None:
         frames = f", with {command.keep_frames_mb:g} MB of frames" if command.keep_frames_mb else ""
@@ -205,7 +204,7 @@ def greeting(vlm: tokprune.VLM, command: CameraPage, *, drawn: bool) -> "Hello":
         bundle=vlm.bundle.path.name,
         family=manifest.family,
         backend=vlm.backend,
-        selectors=[name for name in SELECTORS if name not in unusable],
+        selectors=vlm.model.selectors,
         default_selector=manifest.default_selector,
         presets=presets(drawn=drawn),
         longest=LONGEST_ANSWER,

@@ -19,7 +19,7 @@ from tokprune.files import sha256_file
 from tokprune.llm import Generation, LanguageModel
 from tokprune.model import Model
 from tokprune.selection import select
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import SELECTORS, Inputs
 from tokprune.timing.calibrations import (
     SCHEMA,
     STAGES,
@@ -181,7 +181,8 @@ def _cells(loaded: Model, prompt: Prompt, media: tuple[Prepared, ...]) -> list[C
     vision = loaded.vision(media)
     first = loaded.first_layer.run(prompt, vision)
     scores = loaded.scorer(vision, first)
-    selector = SELECTORS[loaded.bundle.manifest.default_selector](lambda _, __: scores)
+    given = Inputs(lambda _, __: scores, loaded.llm.embed)
+    selector = SELECTORS[loaded.bundle.manifest.default_selector].make(given)
 
     def choose(kept: int) -> Selection:
         return select(selector(prompt, vision, lambda: first), vision, KeepCount(kept))

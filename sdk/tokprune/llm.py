@@ -78,13 +78,20 @@ class LanguageModel:
 
     def prompt_embeds(self, prompt: Prompt, vision: VisionTokens) -> Float32[Array, "s d"]:
         """Return all rows of the unpruned prompt, vision tokens in their slots."""
-        embeds = np.asarray(self.embed_tokens[prompt.ids], np.float32)
+        embeds = self.embed(prompt.ids)
         if len(prompt.slots):
             embeds[prompt.slots] = vision.embeds
         return embeds
 
+    def embed(self, ids: Int64[Array, " m"]) -> Float32[Array, "m d"]:
+        """Return the LLM's inputs of token ids."""
+        return np.asarray(self.embed_tokens[ids], np.float32)
+
     def rows(self, prompt: Prompt, vision: VisionTokens, selection: Selection) -> Rows:
-        """Return the rows that enter the LLM. Kept tokens carry their original positions."""
+        """Return the rows that enter the LLM.
+
+        Kept tokens carry their original positions, or those of the tokens that `at` names.
+        """
         embeds = self.prompt_embeds(prompt, vision)
         kept = prompt.slots[selection.keep]
         if selection.embeds is not None:
@@ -92,10 +99,13 @@ class LanguageModel:
         bias = np.zeros(len(prompt.ids), np.float32)
         if selection.bias is not None:
             bias[kept] = selection.bias
+        positions = np.array(prompt.positions)
+        if selection.at is not None:
+            positions[:, kept] = prompt.positions[:, prompt.slots[selection.at]]
         stays = np.ones(len(prompt.ids), np.bool_)
         stays[prompt.slots] = False
         stays[kept] = True
-        return Rows(embeds[None, stays], prompt.positions[:, None, stays], bias[stays])
+        return Rows(embeds[None, stays], positions[:, None, stays], bias[stays])
 
     def start(
         self,

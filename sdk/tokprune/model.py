@@ -7,19 +7,20 @@ from typing import NamedTuple, TypeAlias, cast
 from tokenizers import Tokenizer
 
 from tokprune.bundle import Bundle
-from tokprune.errors import RequestInvalid, SelectorUnavailable, lookup
+from tokprune.errors import RequestInvalid, SelectorUnavailable
 from tokprune.families import Processor
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import LanguageModel
 from tokprune.pictures import PictureSource, load_picture
 from tokprune.prompting import Content, Conversation, Shown, Turn, build_prompt
-from tokprune.selectors import LEARNED, SELECTORS, Scorer, Selector
+from tokprune.selectors import SELECTORS, Inputs, Selector, method_of
+from tokprune.selectors.scores import no_saliency
 from tokprune.types import Clip, Frame, FrameStamp, Live, Medium, Prepared, Prompt
 from tokprune_runtimes import Backend
 
 Shows: TypeAlias = PictureSource | Clip | Frame | Live  # one picture or video
 Pictures: TypeAlias = Shows | Sequence[Shows]
-MakeSelector: TypeAlias = Callable[[Scorer], Selector]
+MakeSelector: TypeAlias = Callable[[Inputs], Selector]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,17 @@ class Model:
     llm: LanguageModel
     backend: Backend = "cpu"  # what runs the graphs
     threads: int | None = None  # of each graph on the host; None: as many as the engine chooses
+
+    @property
+    def has_saliency(self) -> bool:
+        """Whether the vision encoder gives its own attention to each vision token."""
+        outputs = self.bundle.manifest.graphs.vision_encoder.outputs
+        return any(tensor.name == "saliency" for tensor in outputs)
+
+    @property
+    def selectors(self) -> tuple[str, ...]:
+        """Names of the selectors that this bundle can run, on the media that they are for."""
+        return tuple(name for name in SELECTORS if not self._lacks(name))
 
     def prepare(
         self, image: Pictures, question: str, *, system: str | None = None
@@ -76,24 +88,34 @@ class Model:
         )
 
     def selector(self, selector: str | Selector | None) -> tuple[str, MakeSelector]:
-        """Return a selector's name, and what builds it from a scorer.
+        """Return a selector's name, and what builds it.
 
         Raises:
             RequestInvalid: no selector has that name.
-            SelectorUnavailable: it reads a trained scorer, and this bundle has none.
+            SelectorUnavailable: it reads a trained scorer or the vision encoder's attention, and
+                this bundle has none.
         """
         if selector is not None and not isinstance(selector, str):
             given = selector
             return getattr(given, "__name__", type(given).__name__), lambda _: given
         name = selector or self.bundle.manifest.default_selector
-        make = lookup(SELECTORS, name, "selector")
-        if name in LEARNED and not self.bundle.manifest.scorer.trained:
-            raise SelectorUnavailable(
+        method = method_of(name)
+        if lacking := self._lacks(name):
+            raise SelectorUnavailable(lacking)
+        return name, method.make
+
+    def _lacks(self, name: str) -> str:
+        """Say what a selector needs that this bundle has not; "" where that is nothing."""
+        needs = SELECTORS[name].needs
+        if "scorer" in needs and not self.bundle.manifest.scorer.trained:
+            return (
                 f"The selector {name!r} needs a trained scorer, and this bundle was exported "
                 "without one. Train it with `tokprune-train MODEL DATA.jsonl scorer.safetensors`, "
                 "then `tokprune-export MODEL OUTPUT --scorer scorer.safetensors`"
             )
-        return name, make
+        if "saliency" in needs and not self.has_saliency:
+            return no_saliency(f"The selector {name!r}")
+        return ""
 
 
 def placed(conversation: Conversation, prepared: Sequence[Prepared]) -> Conversation:

@@ -1,21 +1,20 @@
 """Turn a ranking and a budget into the vision tokens that stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from tokprune.allocation import fair
 from tokprune.budgets import Budget, KeepCount, KeepRatio, Plan
-from tokprune.canvas import members, newlines_last, row_ends
+from tokprune.canvas import newlines_last, row_ends
 from tokprune.selectors import Selector
+from tokprune.selectors.merging import by_place
 from tokprune.timing.plans import Clock, keeps_all, plan
 from tokprune.types import (
-    COLUMN,
     KIND,
     NEWLINE,
     PICTURE,
-    ROW,
     Array,
     First,
     Prompt,
@@ -52,7 +51,11 @@ def select(
     everything = Plan(0, None, "all")  # a conversation without pictures, so far
     applied = plan(budget, ranking, vision, chosen, clock) if total else everything
     keep = chosen(applied.keep)
-    corrected = applied.keep < total and ranking.size_bias(applied.keep / total)
+    dropped = applied.keep < total
+    merged = ranking.merge(keep) if dropped and ranking.merge is not None else None
+    bias: Float32[Array, " k"] | None = None
+    if dropped and ranking.size_bias(applied.keep / total):
+        bias = size_bias(keep, vision) if merged is None else _log(merged.sizes)
     return Selection(
         keep=keep,
         total=total,
@@ -60,7 +63,9 @@ def select(
         cap=applied.cap,
         reason=applied.reason,
         scores=ranking.scores,
-        bias=size_bias(keep, vision) if corrected else None,
+        embeds=None if merged is None else merged.embeds,
+        bias=bias,
+        at=None if merged is None else merged.at,
     )
 
 
@@ -71,26 +76,46 @@ def select_each(
 
     What is kept of one picture then does not change when another is shown beside it.
     """
-    keep: list[Int64[Array, " k"]] = []
-    caps: list[int | None] = []
-    reasons: set[str] = set()
+    parts: list[Selection] = []
+    pictures: list[tuple[VisionTokens, Int64[Array, " m"]]] = []
     for picture in sorted({region.picture for region in vision.regions}):
         inside = np.flatnonzero(vision.where[:, PICTURE] == picture)
         alone = VisionTokens(
             vision.embeds[inside],
             vision.where[inside],
             tuple(region for region in vision.regions if region.picture == picture),
+            None if vision.saliency is None else vision.saliency[inside],
         )
-        part = select(rank(alone), alone, budget)
-        keep.append(inside[part.keep])
-        caps.append(part.cap)
-        reasons.add(part.reason)
+        parts.append(select(rank(alone), alone, budget))
+        pictures.append((alone, inside))
+    return _joined(parts, pictures, len(vision.where))
+
+
+def _joined(
+    parts: Sequence[Selection],
+    pictures: Sequence[tuple[VisionTokens, Int64[Array, " _"]]],
+    total: int,
+) -> Selection:
+    """Put together what was chosen of each picture. Tokens are numbered as in all of them."""
+    none = np.empty(0, np.int64)
+    pairs = list(zip(parts, pictures, strict=True))
+    caps = [part.cap for part in parts]
+    reasons = {part.reason for part in parts}
+    embeds = [
+        alone.embeds[part.keep] if part.embeds is None else part.embeds
+        for part, (alone, _) in pairs
+    ]
+    at = [inside[part.keep if part.at is None else part.at] for part, (_, inside) in pairs]
+    bias = [np.zeros(part.kept, np.float32) if part.bias is None else part.bias for part in parts]
     return Selection(
-        keep=np.concatenate([np.empty(0, np.int64), *keep]),
-        total=len(vision.where),
+        keep=np.concatenate([none, *(inside[part.keep] for part, (_, inside) in pairs)]),
+        total=total,
         need=None,
         cap=None if None in caps else sum(cap or 0 for cap in caps),
         reason="all" if reasons <= {"all"} else (reasons - {"all"}).pop(),
+        embeds=np.concatenate(embeds) if any(p.embeds is not None for p in parts) else None,
+        bias=np.concatenate(bias) if any(p.bias is not None for p in parts) else None,
+        at=np.concatenate(at) if any(p.at is not None for p in parts) else None,
     )
 
 
@@ -168,15 +193,9 @@ def size_bias(keep: Int64[Array, " k"], vision: VisionTokens) -> Float32[Array, 
     Added to the attention logits of its column, averages over the picture stay what they were
     (proportional attention, arXiv:2210.09461). Ties go to the earlier kept token.
     """
-    bias = np.zeros(len(keep), np.float32)
-    for region in vision.regions:
-        inside = members(vision.where, region)
-        mine = np.flatnonzero(np.isin(keep, inside))
-        if len(mine) == 0:
-            continue
-        cells = vision.where[inside][:, [ROW, COLUMN]].astype(np.float32)
-        kept = vision.where[keep[mine]][:, [ROW, COLUMN]].astype(np.float32)
-        distance = ((cells[:, None] - kept[None]) ** 2).sum(axis=-1)
-        counts = np.bincount(distance.argmin(axis=1), minlength=len(mine))
-        bias[mine] = np.log(np.maximum(counts, 1))
-    return bias
+    group = by_place(vision, keep)
+    return _log(np.bincount(group[group >= 0], minlength=len(keep)))
+
+
+def _log(sizes: Int64[Array, " k"]) -> Float32[Array, " k"]:
+    return np.log(np.maximum(sizes, 1)).astype(np.float32)

@@ -156,6 +156,15 @@ def no_size_bias(kept_share: float) -> bool:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """What kept tokens become that stand for others too."""
+
+    embeds: Float32[Array, "k d"]
+    at: Int64[Array, " k"] | None  # the token whose position each carries; None: its own
+    sizes: Int64[Array, " k"]  # tokens that each stands for, itself among them
+
+
+@dataclass(frozen=True)
 class Ranking:
     """How a selector would spend any budget."""
 
@@ -163,6 +172,7 @@ class Ranking:
     scores: Scores | None = None  # where they mean a share of relevance
     size_bias: Callable[[float], bool] = no_size_bias  # of the kept share
     unranked: bool = False  # no selector ran, as all tokens were going to be kept
+    merge: Callable[[Int64[Array, " k"]], Merged] | None = None  # of kept tokens, ascending
 
 
 @dataclass(frozen=True)
@@ -177,10 +187,12 @@ class Selection:
     scores: Scores | None = None
     embeds: Float[Array, "k d"] | None = None  # set only by merging
     bias: Float32[Array, " k"] | None = None  # set only by size bias; added to attention logits
+    at: Int64[Array, " k"] | None = None  # the token whose position each carries; None: its own
 
     def __post_init__(self) -> None:
-        if len(self.keep) and (self.keep[0] < 0 or self.keep[-1] >= self.total):
-            raise ValueError(f"kept tokens must lie in 0..{self.total - 1}")
+        for tokens in (self.keep, self.keep if self.at is None else self.at):
+            if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.total):
+                raise ValueError(f"kept tokens must lie in 0..{self.total - 1}")
         if (np.diff(self.keep) <= 0).any():
             raise ValueError("kept tokens must be strictly ascending")
 

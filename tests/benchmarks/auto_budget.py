@@ -26,7 +26,7 @@ from rich.progress import track
 from tokprune.budgets import Auto, KeepRatio
 from tokprune.scenes import Split
 from tokprune.selection import keep_all, select
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import Inputs
 from tokprune.timing.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
 from tokprune.timing.latency import Latency
 from tokprune.timing.plans import Timing
@@ -124,7 +124,8 @@ def open_question(vlm: VLM, latency: Latency, task: Task) -> Asked:
     prompt, _, prepared = answer_cells.prepare(vlm, task)
     vision = vlm.model.vision(prepared)
     first = vlm.model.first_layer.run(prompt, vision)
-    selector = SELECTORS[vlm.bundle.manifest.default_selector](vlm.model.scorer)
+    _, make = vlm.model.selector(None)
+    selector = make(Inputs(vlm.model.scorer, vlm.model.llm.embed))
     ranking = selector(prompt, vision, lambda: first)
     forecast = latency.forecast(sizes_of(prompt, prepared))
     elapsed_ms = sum(forecast.stage_ms(stage, 0) for stage in BEFORE)

@@ -23,7 +23,7 @@ from rich.progress import track
 from tokprune.budgets import KeepRatio
 from tokprune.llm import Generation
 from tokprune.selection import keep_all, select
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import SELECTORS, Inputs
 from tokprune.types import Prompt, Selection, VisionTokens
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def _select(
         return select(keep_all(len(vision.embeds)), vision, KeepRatio(1.0))
     first = clock("first_layer", lambda: model.first_layer.run(prompt, vision))
     scores = clock("scorer", lambda: model.scorer(vision, first))
-    selector = SELECTORS[SELECTOR](lambda _, __: scores)
+    selector = SELECTORS[SELECTOR].make(Inputs(lambda _, __: scores, model.llm.embed))
 
     def choose() -> Selection:
         return select(selector(prompt, vision, lambda: first), vision, KeepRatio(keep))

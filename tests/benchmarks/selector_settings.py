@@ -22,8 +22,8 @@ from machine import RESULTS, machine
 
 from tokprune.budgets import KeepRatio
 from tokprune.selection import keep_all, select
-from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.relevance import NEVER, covering
+from tokprune.selectors.scores import mean_attention
 from tokprune.selectors.selector import descending, prefix_of
 from tokprune.selectors.spread import Scale, spread
 from tokprune.types import Ranking, Scores, VisionTokens

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from grids import first_layer, prompt_for, tiled_vision, vision_tokens
+from grids import film_tokens, first_layer, inputs, prompt_for, salient, tiled_vision, vision_tokens
 
 from tokprune import KeepCount, KeepRatio, Ranking
 from tokprune.canvas import canvas, row_ends
@@ -82,13 +82,16 @@ def test_where_newlines_are_ranked_does_not_matter() -> None:
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_keeps_exactly_k_and_a_newline_iff_a_token_of_its_row(name: str) -> None:
-    scores = np.random.default_rng(2).random(TOTAL).astype(np.float32)
-    selector = SELECTORS[name](lambda *_: scores)
-    ranking = selector(prompt_for(TILED), TILED, lambda: first_layer(TILED, scores))
-    for k in range(1, TOTAL + 1):
-        keep = select(ranking, TILED, KeepCount(k)).keep.tolist()
+    film = "frames" in SELECTORS[name].needs
+    vision = salient(film_tokens(3, 4, 5, newline=True) if film else TILED)
+    ends, kinds = row_ends(vision.where), vision.where[:, KIND]
+    scores = np.random.default_rng(2).random(len(ends)).astype(np.float32)
+    selector = SELECTORS[name].make(inputs(scores))
+    ranking = selector(prompt_for(vision), vision, lambda: first_layer(vision, scores))
+    for k in range(2 if film else 1, len(ends) + 1):
+        keep = select(ranking, vision, KeepCount(k)).keep
         assert len(keep) == k
-        assert newlines_in(keep) == ends_of(keep)
+        assert set(keep[kinds[keep] == NEWLINE]) == set(ends[keep][ends[keep] >= 0])
 
 
 @pytest.mark.parametrize("seed", range(3))

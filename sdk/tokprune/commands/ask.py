@@ -12,12 +12,12 @@ from PIL import Image as Pillow
 
 from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
-from tokprune.errors import RequestInvalid, lookup
+from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.loading import load
 from tokprune.overlay import overlay
 from tokprune.pictures import load_picture
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import method_of
 from tokprune.tracing import write_trace
 from tokprune.types import Answer, Clip, Medium
 from tokprune.video import load_video
@@ -45,9 +45,11 @@ class Ask:
     predicted relevance (mass:0.9), what a time to the first token allows (ttft:300ms), or the
     fewer of both (auto:300ms). Times need `tokprune calibrate`."""
     selector: str | None = None
-    """How tokens are chosen; the bundle's default if not given. One of
-    relevance-spread, relevance-coverage, relevance, attention-spread, attention-coverage,
-    attention, spread, random, uniform."""
+    """How tokens are chosen; the bundle's default if not given. One of relevance-spread,
+    relevance-coverage, relevance-mmr, scope-relevance, relevance; attention-spread,
+    attention-coverage, attention; cdpruner, dart, divprune, apet, apet-merge; spread, pool, random,
+    uniform. Where the bundle has saliency: scope, vtc-cls, flashvlm, recoverable, and for a
+    picture with crops globalcom2. Of videos: evs, vidcom2, ts-llava."""
     max_new_tokens: int = 128
     """Bound of the answer's length."""
     system: str | None = None
@@ -81,7 +83,7 @@ def run_ask(command: Ask) -> int:
     """Run `tokprune ask`."""
     budget = parse_budget(command.budget)
     if command.selector is not None:
-        lookup(SELECTORS, command.selector, "selector")
+        method_of(command.selector)
     if command.overlay is not None and command.overlay.suffix.lower() != ".png":
         raise RequestInvalid(
             f"--overlay writes PNG: give a name ending in .png, got {command.overlay}"

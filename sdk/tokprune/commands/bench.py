@@ -19,12 +19,12 @@ from rich.table import Table
 from tokprune.backends import Asked
 from tokprune.benching import Rows, fastest, machine, measure, row_of
 from tokprune.budgets import Budget, parse_budget
-from tokprune.errors import RequestInvalid, lookup
+from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.loading import load
 from tokprune.pictures import load_picture
 from tokprune.scenes import suite
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import method_of
 from tokprune.types import Answer, Image
 from tokprune.vlm import VLM
 
@@ -120,7 +120,7 @@ def _checked(command: Bench) -> tuple[Image, dict[str, Budget]]:
             "--size is of the drawn picture: give --image FILE or --size, not both"
         )
     if command.selector is not None:
-        lookup(SELECTORS, command.selector, "selector")
+        method_of(command.selector)
     if command.output is not None and not command.output.absolute().parent.is_dir():
         raise RequestInvalid(f"--output: there is no folder {command.output.absolute().parent}")
     names = [name.strip() for name in command.budgets.split(",") if name.strip()]

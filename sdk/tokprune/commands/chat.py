@@ -15,10 +15,10 @@ from tokprune.budgets import BudgetLike, parse_budget
 from tokprune.chat import Chat
 from tokprune.commands.ask import summary
 from tokprune.control import CancelToken
-from tokprune.errors import RequestInvalid, TokpruneError, lookup, unknown
+from tokprune.errors import RequestInvalid, TokpruneError, unknown
 from tokprune.loading import load
 from tokprune.pictures import load_picture
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import method_of
 from tokprune.types import Medium
 from tokprune.video import load_video
 
@@ -72,7 +72,7 @@ def run_chat(command: ChatCommand) -> int:
     """Run `tokprune chat`."""
     budget = parse_budget(command.budget)
     if command.selector is not None:
-        lookup(SELECTORS, command.selector, "selector")
+        method_of(command.selector)
     media: list[Medium] = [load_picture(path) for path in command.image]
     media += [load_video(path) for path in command.video]
     console = Console(stderr=True, highlight=False)

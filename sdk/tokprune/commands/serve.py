@@ -14,9 +14,9 @@ import tyro
 
 from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
-from tokprune.errors import BackendUnavailable, RequestInvalid, lookup
+from tokprune.errors import BackendUnavailable, RequestInvalid
 from tokprune.loading import load
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import method_of
 from tokprune.serving.app import application
 from tokprune.serving.asking import Rules
 from tokprune.serving.door import Door
@@ -123,7 +123,7 @@ def _check(command: Serve) -> None:
             f"tokprune serve needs {' and '.join(missing)}: pip install 'tokprune[serve]'"
         )
     if command.selector is not None:
-        lookup(SELECTORS, command.selector, "selector")
+        method_of(command.selector)
     for name, value, least in (
         ("--max-new-tokens", command.max_new_tokens, 1),
         ("--body-limit", command.body_limit, 1024),

@@ -14,10 +14,10 @@ from tokprune.backends import Asked as Backend
 from tokprune.budgets import parse_budget
 from tokprune.camera.connecting import open_camera
 from tokprune.commands.ask import as_json
-from tokprune.errors import RequestInvalid, TokpruneError, lookup
+from tokprune.errors import RequestInvalid, TokpruneError
 from tokprune.loading import load
 from tokprune.running.request import AskOptions
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import method_of
 from tokprune.watching import Answered, Failed, Observation, StateChanged, Watcher, WatchEvent
 from tokprune.watching.settings import Mode
 
@@ -75,7 +75,7 @@ def run_watch(command: Watch) -> int:
     """Run `tokprune watch`."""
     budget = parse_budget(command.budget)
     if command.selector is not None:
-        lookup(SELECTORS, command.selector, "selector")
+        method_of(command.selector)
     if command.mode == "on_demand":
         raise RequestInvalid("Nobody would ask: give --mode continuous or --mode on_change")
     if command.count is not None and command.count < 1:

@@ -12,12 +12,12 @@ from tokprune.guarding import GuardedGraph
 from tokprune.kv import KvOwner, KvPool
 from tokprune.llm import Access, check_length
 from tokprune.manifest import Limits
-from tokprune.model import Model
+from tokprune.model import MakeSelector, Model
 from tokprune.pipeline import Llm, Pipeline, VisionGraph
 from tokprune.running.request import Options
 from tokprune.running.writing import write
 from tokprune.selection import keep_all, select, select_each, unless_all
-from tokprune.selectors import Selector
+from tokprune.selectors import Inputs, Selector
 from tokprune.stats import StatsRecorder
 from tokprune.stopwatch import Stopwatch
 from tokprune.text.choices import ChoiceTree
@@ -58,7 +58,7 @@ class Task:
     media: tuple[Prepared, ...]
     budget: Budget
     selector_name: str
-    make_selector: Callable[..., Selector]
+    make_selector: MakeSelector
     options: Options
     tree: ChoiceTree | None = None  # of the choices
     owner: KvOwner | None = None  # who will ask again about the same rows
@@ -152,7 +152,7 @@ def _pipeline(
 ) -> Pipeline:
     scorer = replace(model.scorer, graph=GuardedGraph(model.scorer.graph, control))
     first = replace(model.first_layer, graph=GuardedGraph(model.first_layer.graph, control))
-    chosen = task.make_selector(watch.timed("scorer", scorer))
+    chosen = task.make_selector(Inputs(watch.timed("scorer", scorer), model.llm.embed))
     vision: VisionGraph = replace(model.vision, graph=encoder)
     if task.seen is not None:
         vision = _same(task.seen)

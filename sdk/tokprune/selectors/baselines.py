@@ -5,18 +5,9 @@ from jaxtyping import Int64
 
 from tokprune.canvas import canvas, newlines_last
 from tokprune.selectors.coverage import lattice, shares
+from tokprune.selectors.scores import mean_attention
 from tokprune.selectors.selector import Selector, descending, prefix_of
-from tokprune.types import (
-    KIND,
-    NEWLINE,
-    Array,
-    First,
-    FirstLayer,
-    Prompt,
-    Ranking,
-    Scores,
-    VisionTokens,
-)
+from tokprune.types import KIND, NEWLINE, Array, First, Prompt, Ranking, VisionTokens
 
 
 def random_tokens(seed: int = 0) -> Selector:
@@ -55,10 +46,3 @@ def attention(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     del prompt
     scores = mean_attention(first())
     return Ranking(prefix_of(descending(scores, vision)), scores)
-
-
-def mean_attention(first: FirstLayer) -> Scores:
-    """Average over heads and the user's words (all rows where none is marked); sums to 1."""
-    rows = first.question if first.question.any() else np.ones_like(first.question)
-    scores = first.attention[:, rows].mean(axis=(0, 1), dtype=np.float32)
-    return (scores / max(float(scores.sum()), np.finfo(np.float32).tiny)).astype(np.float32)

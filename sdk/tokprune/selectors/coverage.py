@@ -47,17 +47,24 @@ def farthest_point_order(rows: int, columns: int) -> Int64[Array, " n"]:
 
 def lattice(rows: int, columns: int, count: int) -> Int64[Array, " k"]:
     """Return `count` cells on an even two-dimensional lattice, ascending."""
-    lines = round((count * rows / columns) ** 0.5)
-    lines = min(max(lines, -(-count // columns), 1), rows, count)
-    bounds = [line * count // lines for line in range(lines + 1)]
+    counts = line_counts(rows, columns, count)
     cells = [
-        int((line + 0.5) * rows / lines) * columns + _even(columns, end - start)
-        for line, (start, end) in enumerate(pairwise(bounds))
+        int((line + 0.5) * rows / len(counts)) * columns + even(columns, number)
+        for line, number in enumerate(counts)
     ]
     return np.concatenate(cells).astype(np.int64)
 
 
-def _even(span: int, count: int) -> Int64[Array, " k"]:
+def line_counts(rows: int, columns: int, count: int) -> list[int]:
+    """Divide `count` cells into lines of nearly as many, as far apart as the cells in a line."""
+    lines = round((count * rows / columns) ** 0.5)
+    lines = min(max(lines, -(-count // columns), 1), rows, count)
+    bounds = [line * count // lines for line in range(lines + 1)]
+    return [end - start for start, end in pairwise(bounds)]
+
+
+def even(span: int, count: int) -> Int64[Array, " k"]:
+    """Return `count` of `span` places, evenly spread."""
     return ((np.arange(count) + 0.5) * span / count).astype(np.int64)
 
 

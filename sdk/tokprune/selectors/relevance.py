@@ -3,9 +3,21 @@
 import numpy as np
 from jaxtyping import Int64
 
-from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.coverage import coverage_order
-from tokprune.selectors.selector import Scorer, Selector, descending, prefix_of
+from tokprune.selectors.facility import covering_most
+from tokprune.selectors.halves import mixed
+from tokprune.selectors.mmr import marginal
+from tokprune.selectors.scores import mean_attention, min_max
+from tokprune.selectors.selector import (
+    Lazy,
+    Scorer,
+    Selector,
+    descending,
+    patches,
+    patches_first,
+    prefix_of,
+)
+from tokprune.selectors.similarity import looks
 from tokprune.selectors.spread import spread
 from tokprune.types import Array, First, FirstLayer, Prompt, Ranking, Scores, VisionTokens
 
@@ -14,6 +26,8 @@ ATTENTION_SHARE = 0.5
 COVERAGE_SHARE, SCARCE_COVERAGE_SHARE = 0.5, 0.25
 SCARCE = 0.2  # kept shares below have less room for coverage
 NEVER = 2.0  # a kept share from which on size bias is used
+IMPORTANCE_SHARE = 0.5  # beside similarity, as arXiv:2602.13315 has it
+MMR_WIDTH = 128
 
 
 def relevance(scorer: Scorer) -> Selector:
@@ -90,6 +104,55 @@ def relevance_coverage(
     return select
 
 
+def relevance_mmr(
+    scorer: Scorer,
+    *,
+    attention_share: float = ATTENTION_SHARE,
+    importance_share: float = IMPORTANCE_SHARE,
+    width: int | None = MMR_WIDTH,
+) -> Selector:
+    """Keep what the answer will be read from and what the question names, unlike what is kept.
+
+    Maximal marginal relevance, by the rule of arXiv:2602.13315.
+
+    Args:
+        scorer: predicts relevance.
+        attention_share: weight of the first layer's mean attention beside the relevance, 0..1.
+        importance_share: of a token's score, against its similarity to those kept, 0..1.
+        width: compare looks in so many dimensions; None: in all.
+    """
+
+    def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+        del prompt
+        scores = _with_attention(scorer, attention_share, vision, first())
+        importance = min_max(scores[patches(vision)])
+        order = Lazy(marginal(looks(vision, width), importance, importance_share))
+        return Ranking(patches_first(vision, order), scores)
+
+    return select
+
+
+def scope_relevance(
+    scorer: Scorer, *, attention_share: float = ATTENTION_SHARE, width: int | None = None
+) -> Selector:
+    """Keep relevant tokens that many others are like: arXiv:2510.24214 with our relevance.
+
+    Args:
+        scorer: predicts relevance.
+        attention_share: weight of the first layer's mean attention beside the relevance, 0..1.
+        width: compare looks in so many dimensions; None: in all.
+    """
+
+    def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+        del prompt
+        scores = _with_attention(scorer, attention_share, vision, first())
+        weights = np.maximum(scores[patches(vision)], 0)
+        order = Lazy(covering_most(looks(vision, width), weights))
+        return Ranking(patches_first(vision, order), scores)
+
+    return select
+
+
 def attention_coverage(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     """Keep what the question attends to in the first layer, and cover the rest; no training."""
     del prompt
@@ -120,12 +183,3 @@ def _with_attention(
     if attention_share:
         scores = scores + attention_share * mean_attention(first)
     return scores.astype(np.float32)
-
-
-def mixed(
-    first: Int64[Array, " n"], second: Int64[Array, " n"], k: int, share: float
-) -> Int64[Array, " k"]:
-    """Take k tokens: the head of `first`, then `share` of k from `second`, none twice."""
-    head = first[: k - round(k * share)]
-    rest = second[~np.isin(second, head)][: k - len(head)]
-    return np.concatenate([head, rest])

@@ -11,10 +11,9 @@ from tokprune.errors import (
     ContextOverflow,
     DeadlineExceeded,
     RequestInvalid,
-    lookup,
 )
 from tokprune.running.request import AskOptions
-from tokprune.selectors import SELECTORS
+from tokprune.selectors import method_of
 from tokprune.serving.data_urls import PictureReader
 from tokprune.serving.refusals import HttpRefused
 from tokprune.serving.wire import (
@@ -74,7 +73,7 @@ def asked_of(request: ChatRequest, rules: Rules) -> Asked:
         )
     budget = rules.budget if request.budget is None else budget_of(request.budget)
     if request.selector is not None:
-        lookup(SELECTORS, request.selector, "selector")
+        method_of(request.selector)
     options = _options(request, rules)
     _check_size(request.messages)
     system, turns = _turns(request.messages)

@@ -166,7 +166,8 @@ def _scores(ranking: Ranking) -> Scores:
     if ranking.scores is None:
         raise RequestInvalid(
             "KeepMass and Auto need a selector that scores vision tokens, and this one only orders "
-            "them: take relevance-spread, relevance-coverage, relevance, attention-spread, "
-            "attention-coverage or attention, or give a share, a count or a Deadline"
+            "them: take relevance-spread, relevance-coverage, relevance-mmr, scope-relevance, "
+            "relevance, attention-spread, attention-coverage or attention, or give a share, a "
+            "count or a Deadline"
         )
     return ranking.scores
