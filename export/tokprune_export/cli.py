@@ -1,10 +1,11 @@
-"""`tokprune-export` and `tokprune-train`. torch is imported where a step needs it."""
+"""The commands `tokprune-export`, `tokprune-train`, `tokprune-eval`. torch is imported late."""
 
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -19,6 +20,9 @@ from tokprune.manifest import Manifest
 from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
 
+if TYPE_CHECKING:
+    from tokprune_export.evaluation.options import EvaluateOptions
+
 
 def export_main() -> None:
     """Run `tokprune-export`."""
@@ -31,6 +35,36 @@ def train_main() -> None:
     from tokprune_export.train import main
 
     main()
+
+
+def eval_main() -> None:
+    """Run `tokprune-eval`. Exit 2 with one line where the request cannot be met."""
+    from tokprune_export.evaluation.options import EvaluateOptions
+
+    options = tyro.cli(EvaluateOptions, prog="tokprune-eval")
+    sys.exit(guarded("tokprune-eval", lambda: run_evaluation(options)))
+
+
+def merge_main() -> None:
+    """Run `tokprune-eval-merge`."""
+    from tokprune_export.evaluation.options import MergeOptions
+    from tokprune_export.evaluation.rows import merge
+
+    options = tyro.cli(MergeOptions, prog="tokprune-eval-merge")
+
+    def run() -> None:
+        rows = merge(options.runs, options.out)
+        print(f"{options.out}: {len(rows)} rows of {len(options.runs)} runs")
+
+    sys.exit(guarded("tokprune-eval-merge", run))
+
+
+def run_evaluation(options: "EvaluateOptions") -> None:
+    """Ask, write results, and show the tables."""
+    from tokprune_export.evaluation.evaluate import evaluate
+    from tokprune_export.evaluation.tables import markdown
+
+    print(markdown(evaluate(options)))
 
 
 def run_export(options: ExportOptions) -> None:

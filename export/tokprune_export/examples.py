@@ -7,12 +7,14 @@
 
 Paths are relative to the file. Beside "video" may stand "fps" or "num_frames", as `load_video`
 takes them; without, two frames a second are taken, at most 32. "group" may name the type of
-question, for tables; other keys are not read.
+question, for tables; other keys are not read. An evaluation can do without answers, if no line has
+one.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from PIL import Image as Pillow
@@ -24,6 +26,7 @@ from tokprune_export.errors import placed
 from tokprune_export.media import FrameFiles, Source, VideoFile, identity, modality
 from tokprune_export.progress import Counting
 
+Answers = Literal["needed", "all or none"]
 _ONE_OF = 'give one of "image" (a path), "images" (paths), "video" (a path), "frames" (paths)'
 
 
@@ -33,7 +36,7 @@ class Example:
 
     media: tuple[Source, ...]
     question: str
-    answer: str
+    answer: str  # "" where it is not known
     line: int  # of its file, counted from 1
     group: str = ""  # the type of question, for evaluation
     file: Path | None = None
@@ -51,7 +54,7 @@ class Example:
 
 class _Line(msgspec.Struct, frozen=True):
     question: str
-    answer: str
+    answer: str | None = None
     image: str | None = None
     images: list[str] | None = None
     video: str | None = None
@@ -61,7 +64,9 @@ class _Line(msgspec.Struct, frozen=True):
     group: str = ""
 
 
-def read_examples(path: Path, limit: int | None = None, *, shown: bool = True) -> list[Example]:
+def read_examples(
+    path: Path, limit: int | None = None, *, answers: Answers = "needed", shown: bool = True
+) -> list[Example]:
     """Read the first `limit` examples, or all, and check what they are about.
 
     Pictures are looked at, videos are decoded: what is wrong with them is found here.
@@ -69,6 +74,7 @@ def read_examples(path: Path, limit: int | None = None, *, shown: bool = True) -
     Args:
         path: the file.
         limit: how many examples.
+        answers: whether every line needs one, or none has to.
         shown: whether to show how far the videos are.
 
     Raises:
@@ -84,6 +90,7 @@ def read_examples(path: Path, limit: int | None = None, *, shown: bool = True) -
     examples = [_example(line, number, path) for number, line in lines[:limit]]
     if not examples:
         raise RequestInvalid(f"{path} holds no examples: give one JSON object a line")
+    _check_answers(examples, answers)
     _check_media(examples, shown=shown)
     return examples
 
@@ -93,12 +100,21 @@ def _example(line: bytes, number: int, path: Path) -> Example:
         given = msgspec.json.decode(line, type=_Line)
         if not given.question.strip():
             raise ValueError('"question" is empty')
-        if not given.answer.strip():
+        if given.answer is not None and not given.answer.strip():
             raise ValueError('"answer" is empty')
         media = _media(given, path.parent)
     except ValueError as error:  # msgspec's errors and RequestInvalid are such
         raise RequestInvalid(f"{path}, line {number}: {error}") from None
-    return Example(media, given.question, given.answer, number, given.group, path)
+    return Example(media, given.question, given.answer or "", number, given.group, path)
+
+
+def _check_answers(examples: list[Example], answers: Answers) -> None:
+    """Refuse lines without an answer, where some have one or all must."""
+    missing = [example for example in examples if not example.answer]
+    if not missing or (answers == "all or none" and len(missing) == len(examples)):
+        return
+    rule = "" if answers == "needed" else ", which other lines have: give all of them or none"
+    raise RequestInvalid(f"{missing[0].place}: missing required field `answer`{rule}")
 
 
 def _media(given: _Line, folder: Path) -> tuple[Source, ...]:

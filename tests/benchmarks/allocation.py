@@ -25,9 +25,9 @@ from tokprune.canvas import members
 from tokprune.selection import keep_all, select
 from tokprune.selectors.relevance import relevance, relevance_spread
 from tokprune.types import Array, Ranking, Take, VisionTokens
-from tokprune_export import answer_cells
-from tokprune_export.answer_cells import Answers, Seen, Setup, Task
-from tokprune_export.evaluate import EvaluateOptions, tasks
+from tokprune.vlm import VLM
+from tokprune_export.evaluation.opening import Answers, encode, open_bundle
+from tokprune_export.evaluation.suites import Task, open_suite, tasks
 
 SHARES = (0.5, 0.25, 0.125, 0.06)
 RESAMPLES = 10_000
@@ -81,13 +81,10 @@ def quotas(ranking: Ranking, vision: VisionTokens, k: int) -> Take:
     return lambda count: whole[:count]
 
 
-def ask(setup: Setup, task: Task) -> dict[str, bool]:
+def ask(vlm: VLM, task: Task) -> dict[str, bool]:
     """Answer one question with every split; "changed" where a split takes other tokens."""
-    vlm = answer_cells.opened(setup).vlm
-    prompt, _, prepared = answer_cells.prepare(vlm, task)
-    vision = vlm.model.vision(prepared)
-    first = vlm.model.first_layer.run(prompt, vision)
-    answers = Answers(vlm, Seen(prompt, vision, first))
+    _, prompt, _, vision, first = encode(vlm, task)
+    answers = Answers(vlm, prompt, vision)
     total = len(vision.embeds)
 
     def right(take: Take, share: float) -> bool:
@@ -95,7 +92,7 @@ def ask(setup: Setup, task: Task) -> dict[str, bool]:
 
     found = {"full": right(keep_all(total).take, 1.0)}
     for name, make in SELECTORS.items():
-        ranking = make(vlm.model.scorer)(prompt, vision, lambda: first)
+        ranking = make(vlm.model.scorer)(prompt, vision, first)
         for share in SHARES:
             k = KeepRatio(share).plan(total).keep
             split = fair(ranking, vision)(k)
@@ -160,18 +157,11 @@ def main() -> None:
     options = tyro.cli(Options)
     rows: list[dict[str, Any]] = []
     for case in CASES:
-        bundle = options.bundles / case.family
-        asked = EvaluateOptions(
-            bundle,
-            options.output,
-            split="dev",
-            tokens=case.tokens,
-            frames=case.frames,
-            samples=case.samples,
-        )
+        vlm = open_bundle(options.bundles / case.family)
+        name = "scenes" if case.frames is None else "scenes-video"
+        asked = tasks(open_suite(name, "dev", case.tokens, case.frames), case.samples)
         answers = [
-            ask(Setup(bundle=bundle), task)
-            for task in track(tasks(asked), description=case.family, total=case.samples)
+            ask(vlm, task) for task in track(asked, description=case.family, total=case.samples)
         ]
         cells = [f"{name} @ {share:g}" for name in SELECTORS for share in SHARES]
         rows += [row(answers, case, cell) for cell in cells]

@@ -26,16 +26,15 @@ from rich.progress import track
 from tokprune.budgets import Auto, KeepRatio
 from tokprune.scenes import Split
 from tokprune.selection import keep_all, select
-from tokprune.selectors import Inputs
 from tokprune.timing.calibrations import SCHEMA, STAGES, Calibration, Curve, Stage
 from tokprune.timing.latency import Latency
 from tokprune.timing.plans import Timing
 from tokprune.timing.request_sizes import sizes_of
-from tokprune.types import Array, Ranking, Selection
+from tokprune.types import Array, Prompt, Ranking, Selection, VisionTokens
 from tokprune.vlm import VLM
-from tokprune_export import answer_cells
-from tokprune_export.answer_cells import Answers, Seen, Setup, Task
-from tokprune_export.evaluate import EvaluateOptions, tasks
+from tokprune_export.evaluation.methods import build
+from tokprune_export.evaluation.opening import Answers, encode, open_bundle
+from tokprune_export.evaluation.suites import Task, open_suite, tasks
 
 PICTURES = (64, 144, 196, 256)  # vision tokens
 FRAMES, FRAME_TOKENS = 8, 36
@@ -68,14 +67,15 @@ class Asked:
     """One question, encoded and ranked."""
 
     task: Task
-    seen: Seen
+    prompt: Prompt
+    vision: VisionTokens
     ranking: Ranking
     timing: Timing  # when the ranking is there, all having gone as expected
 
     @property
     def total(self) -> int:
         """Vision tokens."""
-        return len(self.seen.vision.embeds)
+        return len(self.vision.embeds)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,10 @@ def mixed(options: Options) -> Iterator[Task]:
     kinds = [*((tokens, None) for tokens in PICTURES), (FRAME_TOKENS, FRAMES)]
     suites = [
         tasks(
-            EvaluateOptions(
-                options.bundle,
-                options.output,
-                split=options.split,
-                tokens=tokens,
-                frames=frames,
-                samples=-(-options.samples // len(kinds)),
-            )
+            open_suite(
+                "scenes" if frames is None else "scenes-video", options.split, tokens, frames
+            ),
+            -(-options.samples // len(kinds)),
         )
         for tokens, frames in kinds
     ]
@@ -121,15 +117,12 @@ def model_of(curves: Mapping[str, Mapping[str, float]]) -> Latency:
 
 def open_question(vlm: VLM, latency: Latency, task: Task) -> Asked:
     """Encode a question and rank its tokens, with the bundle's own selector."""
-    prompt, _, prepared = answer_cells.prepare(vlm, task)
-    vision = vlm.model.vision(prepared)
-    first = vlm.model.first_layer.run(prompt, vision)
-    _, make = vlm.model.selector(None)
-    selector = make(Inputs(vlm.model.scorer, vlm.model.llm.embed))
-    ranking = selector(prompt, vision, lambda: first)
+    _, prompt, prepared, vision, first = encode(vlm, task)
+    selector = build(vlm.bundle.manifest.default_selector, vlm.model, vlm.model.scorer)
+    ranking = selector(prompt, vision, first)
     forecast = latency.forecast(sizes_of(prompt, prepared))
     elapsed_ms = sum(forecast.stage_ms(stage, 0) for stage in BEFORE)
-    return Asked(task, Seen(prompt, vision, first), ranking, Timing(forecast, elapsed_ms, {}))
+    return Asked(task, prompt, vision, ranking, Timing(forecast, elapsed_ms, {}))
 
 
 def counted(asked: Asked) -> Counts:
@@ -143,7 +136,7 @@ def counted(asked: Asked) -> Counts:
 
 def apply(asked: Asked, budget: Auto | KeepRatio) -> Selection:
     """Select with a clock that stands where the ranking is there."""
-    return select(asked.ranking, asked.seen.vision, budget, lambda: asked.timing)
+    return select(asked.ranking, asked.vision, budget, lambda: asked.timing)
 
 
 def kept_by(counts: Sequence[Counts], ttft_ms: float, share: int) -> Array:
@@ -184,7 +177,7 @@ def matched(counts: Sequence[Counts], ratio: float) -> Auto:
 def main() -> None:
     """Count, match, ask, write."""
     options = tyro.cli(Options)
-    vlm = answer_cells.opened(Setup(bundle=options.bundle)).vlm
+    vlm = open_bundle(options.bundle)
     curves = json.loads(options.curves.read_text())["curves"]
     latency = model_of(curves)
     counts = [
@@ -217,12 +210,12 @@ def main() -> None:
 
 def ask(vlm: VLM, asked: Asked, budgets: Mapping[float, Auto]) -> dict[str, Any]:
     """Answer one question with every budget."""
-    answers = Answers(vlm, asked.seen)
+    answers = Answers(vlm, asked.prompt, asked.vision)
 
     def right(selection: Selection) -> bool:
         return answers(selection)[0] == asked.task.answer
 
-    whole = select(keep_all(asked.total), asked.seen.vision, KeepRatio(1.0))
+    whole = select(keep_all(asked.total), asked.vision, KeepRatio(1.0))
     found: dict[str, Any] = {
         "group": asked.task.group,
         "total": asked.total,

@@ -27,10 +27,11 @@ from tokprune.selectors.scores import mean_attention
 from tokprune.selectors.selector import descending, prefix_of
 from tokprune.selectors.spread import Scale, spread
 from tokprune.types import Ranking, Scores, VisionTokens
-from tokprune_export import answer_cells
-from tokprune_export.answer_cells import Answers, Seen, Setup, Task
 from tokprune_export.errors import placed
-from tokprune_export.evaluate import EvaluateOptions, tasks
+from tokprune_export.evaluation.cells import ScorerFile
+from tokprune_export.evaluation.opening import Answers, Setup, encode, opened
+from tokprune_export.evaluation.suites import Task, open_suite, tasks
+from tokprune_export.evaluation.truth import scored
 
 TARGET = RESULTS / "selector-settings"
 KEPT = (0.5, 0.25, 0.125)
@@ -67,14 +68,14 @@ class Options:
 
 def ask(setup: Setup, task: Task) -> Hits:
     """Ask one question with every setting."""
-    vlm, scorers, _ = answer_cells.opened(setup)
-    with placed(task.key):
-        prompt, _, prepared = answer_cells.prepare(vlm, task)
-    vision = vlm.model.vision(prepared)
-    first = vlm.model.first_layer.run(prompt, vision)
-    answers = Answers(vlm, Seen(prompt, vision, first))
+    vlm, truth = opened(setup)
+    assert truth is not None
+    with placed(task.place):
+        _, prompt, _, vision, see_first = encode(vlm, task)
+    first = see_first()
+    answers = Answers(vlm, prompt, vision)
     attention, grid = mean_attention(first), vlm.model.scorer(vision, first)
-    paper = answer_cells.run_scorer(next(iter(scorers.values())), vision, first)
+    paper = scored(next(iter(truth.scorers.values())), vision, first)
     text, _ = answers(select(keep_all(len(vision.embeds)), vision, KeepRatio(1.0)))
     hits = {"full": text == task.answer}
     mixed = (grid + attention) / 2
@@ -124,19 +125,19 @@ def summarise(hits: Sequence[Hits]) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Ask, and write the table."""
     options = tyro.cli(Options)
-    setup = Setup(bundle=options.bundle, scorers=(options.paper_scorer,))
-    asked = EvaluateOptions(
-        options.bundle,
-        options.out,
-        split="dev",
-        tokens=options.tokens,
-        frames=options.frames,
-        samples=options.samples,
-        data=options.data,
+    paper = ScorerFile(str(options.paper_scorer), "paper", "")
+    setup = Setup(bundle=options.bundle, scorers=(paper,))
+    suite = open_suite(
+        "scenes" if options.frames is None else "scenes-video",
+        "dev",
+        options.tokens,
+        options.frames,
     )
+    if options.data is not None:
+        suite = open_suite(str(options.data), limit=options.samples)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-        hits = list(pool.map(partial(ask, setup), tasks(asked), chunksize=8))
+        hits = list(pool.map(partial(ask, setup), tasks(suite, options.samples), chunksize=8))
     write(options, hits)
 
 

@@ -1,0 +1,200 @@
+"""The questions of an evaluation: drawn scenes, drawn videos, or a file of one's own."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from tokprune.errors import RequestInvalid
+from tokprune.manifest import Modality
+from tokprune.scenes import FilmSample, Sample, Split, film_suite, suite
+from tokprune.scenes.suite import grid_of
+from tokprune.types import Clip, Medium
+from tokprune_export.examples import Example, read_examples
+from tokprune_export.media import Source, identity, modality
+
+SCENES, FILMS = "scenes", "scenes-video"
+TOKENS = {SCENES: 196, FILMS: 36}
+FRAMES = 8
+SPLIT: Split = "dev"
+AHEAD = 16  # questions that are looked at beyond the last, for one that asks something else
+WHOLE, DENSE, PICTURES, VIDEOS = "all", "dense", "pictures", "videos"
+RESERVED = (WHOLE, DENSE, PICTURES, VIDEOS)  # rows that are no groups
+UNGROUPED = "ungrouped"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Where questions come from."""
+
+    name: str  # "scenes", "scenes-video", or a file's name
+    split: str  # "-" of a file
+    tokens: int | None = None
+    frames: int | None = None
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether right answers are known."""
+        return not self.examples or bool(self.examples[0].answer)
+
+    @property
+    def modalities(self) -> set[Modality]:
+        """What its questions are about."""
+        if self.examples:
+            return {example.modality for example in self.examples}
+        return {"picture" if self.frames is None else "video"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question."""
+
+    key: str  # says what is asked: the same in every run
+    place: str  # for messages
+    media: tuple[Source | Medium, ...]  # files are read by the process that asks
+    question: str
+    answer: str  # "" where it is not known
+    group: str
+    dense: bool = False  # a crowded scene
+    other_question: str = ""  # of another sample, which the twins read; "": there is none
+    before: str = ""  # the question of the turn before it
+
+    @property
+    def modality(self) -> Modality:
+        """Whether it is about a video."""
+        return modality(self.media)
+
+
+def open_suite(
+    name: str,
+    split: Split | None = None,
+    tokens: int | None = None,
+    frames: int | None = None,
+    limit: int | None = None,
+) -> Suite:
+    """Find a suite by name, or read a file's first `limit` lines.
+
+    Raises:
+        RequestInvalid: there is none of that name, or an option has no meaning for it.
+    """
+    if name == SCENES and frames is not None:
+        raise RequestInvalid(f"--frames is for drawn videos: give --suite {FILMS}, or no --frames")
+    if name in TOKENS:
+        size = tokens or TOKENS[name]
+        grid_of(size)
+        length = None if name == SCENES else frames or FRAMES
+        return Suite(name, split or SPLIT, size, length)
+    if not Path(name).is_file():
+        raise RequestInvalid(
+            f"Unknown suite {name!r}: give {SCENES}, {FILMS}, or a file with one JSON object a line"
+        )
+    for option, value in (("split", split), ("tokens", tokens), ("frames", frames)):
+        if value is not None:
+            raise RequestInvalid(f"--{option} is for drawn scenes; {name} brings its own questions")
+    examples = tuple(read_examples(Path(name), limit, answers="all or none"))
+    taken = {example.group for example in examples} & set(RESERVED)
+    if taken:
+        raise RequestInvalid(
+            f"{name} has the group {min(taken)!r}, which the tables use for themselves: rename it"
+        )
+    return Suite(Path(name).name, "-", examples=examples)
+
+
+def tasks(suite_: Suite, count: int) -> Iterator[Task]:
+    """Yield the first `count` questions, each with other words for its twin."""
+    if not suite_.examples:
+        yield from islice(_twinned(_drawn(suite_, count + AHEAD), ()), count)
+        return
+    given = [_task(example, suite_.name) for example in suite_.examples[:count]]
+    for task in _twinned(given, [example.question for example in suite_.examples]):
+        yield replace(task, key=_hashed(task.key, task.other_question))
+
+
+def pairs(suite_: Suite, count: int) -> Iterator[Task]:
+    """Yield second questions about what a first one was asked about, at most `count`."""
+    found = _given_pairs(suite_) if suite_.examples else _drawn_pairs(suite_, 2 * count)
+    yield from islice(found, count)
+
+
+def _drawn(suite_: Suite, scenes: int, questions: int = 1) -> Iterator[Task]:
+    for sample in _samples(suite_, scenes, questions):
+        media = (sample.clip,) if isinstance(sample, FilmSample) else sample.pictures
+        dense = bool(getattr(sample, "dense", False))
+        yield Task(
+            sample.key, sample.key, media, sample.question, sample.answer, sample.group, dense
+        )
+
+
+def _samples(suite_: Suite, scenes: int, questions: int) -> Iterable[Sample | FilmSample]:
+    split: Split = "test" if suite_.split == "test" else "train"
+    if suite_.split == "dev":
+        split = "dev"
+    if suite_.frames is None:
+        return suite(split, scenes, tokens=suite_.tokens, questions=questions)
+    grid = grid_of(suite_.tokens or TOKENS[FILMS])
+    return film_suite(split, scenes, grid=grid, frames=suite_.frames, questions=questions)
+
+
+def _task(example: Example, name: str) -> Task:
+    contents = [identity(source).content for source in example.media]
+    return Task(
+        key=_hashed(*contents, example.question),
+        place=f"{name}, line {example.line}",
+        media=example.media,
+        question=example.question,
+        answer=example.answer,
+        group=example.group or UNGROUPED,
+    )
+
+
+def _twinned(given: Iterable[Task], circle: Sequence[str]) -> Iterator[Task]:
+    """Give each question the words of the next that asks something else, or of the first such."""
+    waiting: list[Task] = []  # all of the same words
+    for task in given:
+        if waiting and waiting[0].question != task.question:
+            yield from (replace(one, other_question=task.question) for one in waiting)
+            waiting = []
+        waiting.append(task)
+    for task in waiting:
+        others = (words for words in circle if words != task.question)
+        yield replace(task, other_question=next(others, ""))
+
+
+def _drawn_pairs(suite_: Suite, scenes: int) -> Iterator[Task]:
+    last: Task | None = None
+    for task in _drawn(suite_, scenes, questions=2):
+        if last is not None and _scene(last) == _scene(task) and _shows_same(last, task):
+            yield replace(task, key=f"{task.key} after {last.question}", before=last.question)
+        last = task
+
+
+def _scene(task: Task) -> str:
+    return task.key.rpartition("/")[0]
+
+
+def _shows_same(first: Task, second: Task) -> bool:
+    """Tell whether two questions of a scene are about the same; some draw pictures of their own."""
+    shown = [
+        [np.asarray(m.frames if isinstance(m, Clip) else m) for m in task.media]
+        for task in (first, second)
+    ]
+    return len(shown[0]) == len(shown[1]) and all(map(np.array_equal, *shown))
+
+
+def _given_pairs(suite_: Suite) -> Iterator[Task]:
+    """Pair each line of a file with the last one before it about the same media."""
+    latest: dict[tuple[Source, ...], str] = {}
+    for example in suite_.examples:
+        task = _task(example, suite_.name)
+        before = latest.get(example.media)
+        if before is not None and before != example.question:
+            yield replace(task, key=_hashed(task.key, "after", before), before=before)
+        latest[example.media] = example.question
+
+
+def _hashed(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

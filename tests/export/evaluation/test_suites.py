@@ -1,0 +1,118 @@
+"""Which questions are asked, what the twins read, and which are asked one after the other."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokprune.errors import RequestInvalid
+from tokprune.scenes import film_suite, suite
+from tokprune_export.evaluation.suites import open_suite, pairs, tasks
+
+
+def data_file(folder: Path, *lines: dict[str, Any]) -> str:
+    """Write questions about two pictures, which are there."""
+    for name in ("a.png", "b.png"):
+        shade = np.full((60, 60, 3), ord(name[0]), np.uint8)
+        Image.fromarray(shade).save(folder / name)
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps({"image": "a.png", **line}) + "\n" for line in lines))
+    return str(path)
+
+
+def test_drawn_questions_are_those_of_the_suites() -> None:
+    made = list(tasks(open_suite("scenes", "train", 64), 5))
+    drawn = list(suite("train", 5, tokens=64))
+    assert [(t.key, t.question, t.answer, t.group) for t in made] == [
+        (s.key, s.question, s.answer, s.group) for s in drawn
+    ]
+    films = list(tasks(open_suite("scenes-video", "train", 64, 4), 2))
+    assert [t.key for t in films] == [f.key for f in film_suite("train", 2, grid=(8, 8), frames=4)]
+    assert {t.modality for t in films} == {"video"}
+
+
+def test_a_twin_reads_the_next_question_that_says_something_else(tmp_path: Path) -> None:
+    name = data_file(tmp_path, *({"question": each} for each in ("a?", "a?", "b?", "c?", "c?")))
+    made = list(tasks(open_suite(name), 10))
+    assert [task.other_question for task in made] == ["b?", "b?", "c?", "a?", "a?"]
+
+
+def test_a_twin_has_nothing_to_read_where_all_questions_are_one(tmp_path: Path) -> None:
+    name = data_file(tmp_path, {"question": "what?"}, {"image": "b.png", "question": "what?"})
+    assert {task.other_question for task in tasks(open_suite(name), 10)} == {""}
+
+
+def test_a_drawn_question_is_the_same_however_many_are_asked() -> None:
+    few, many = (list(tasks(open_suite("scenes", "train", 64), count)) for count in (3, 6))
+    for one, other in zip(few, many, strict=False):
+        assert (one.key, one.other_question) == (other.key, other.other_question)
+        assert one.other_question not in ("", one.question)
+
+
+def test_a_line_is_known_by_what_it_asks_and_not_by_its_place(tmp_path: Path) -> None:
+    lines = [{"question": "one?"}, {"question": "two?"}, {"image": "b.png", "question": "one?"}]
+    first = [task.key for task in tasks(open_suite(data_file(tmp_path, *lines)), 9)]
+    assert len(set(first)) == 3
+    moved = [task.key for task in tasks(open_suite(data_file(tmp_path, *lines[1:], lines[0])), 9)]
+    assert first[1] in moved
+
+
+def test_second_questions_are_about_the_same_pictures() -> None:
+    for name in ("scenes", "scenes-video"):
+        made = list(pairs(open_suite(name, "train", 64), 4))
+        assert len(made) == 4
+        for task in made:
+            assert task.before not in ("", task.question)
+    drawn = islice(suite("train", 40, tokens=64, questions=2), 80)
+    groups = {sample.key: sample.group for sample in drawn}
+    made = pairs(open_suite("scenes", "train", 64), 20)
+    # a comparison shows two pictures of its own
+    assert "compare" not in {groups[task.key.partition(" ")[0]] for task in made}
+
+
+def test_lines_about_one_picture_are_second_questions(tmp_path: Path) -> None:
+    name = data_file(
+        tmp_path,
+        {"question": "one?"},
+        {"image": "b.png", "question": "two?"},
+        {"question": "three?"},
+        {"question": "four?"},
+    )
+    made = [(task.before, task.question) for task in pairs(open_suite(name), 9)]
+    assert made == [("one?", "three?"), ("three?", "four?")]
+
+
+def test_answers_may_be_missing_in_all_lines_and_not_in_some(tmp_path: Path) -> None:
+    unlabelled = open_suite(data_file(tmp_path, {"question": "what?"}))
+    assert not unlabelled.labelled
+    assert open_suite(data_file(tmp_path, {"question": "what?", "answer": "a cup"})).labelled
+    name = data_file(tmp_path, {"question": "a?", "answer": "b"}, {"question": "c?"})
+    with pytest.raises(
+        RequestInvalid, match="line 2: missing required field `answer`, which other"
+    ):
+        open_suite(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "cooking"}, "Unknown suite 'cooking': give scenes, scenes-video, or a file"),
+        ({"name": "scenes", "frames": 8}, "--frames is for drawn videos"),
+        ({"name": "scenes", "tokens": 65}, "No grid of 65 vision tokens"),
+        ({"name": "FILE", "split": "dev"}, "--split is for drawn scenes"),
+        ({"name": "FILE", "tokens": 64}, "--tokens is for drawn scenes"),
+        ({"name": "FILE", "group": "all"}, "has the group 'all', which the tables use"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    group = given.pop("group", "")
+    if given["name"] == "FILE":
+        given["name"] = data_file(tmp_path, {"question": "what?", "group": group})
+    with pytest.raises(RequestInvalid, match=message):
+        open_suite(**given)
