@@ -20,10 +20,10 @@ SOURCES := $(shell find sdk runtimes export -name '*.py')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo camera bundles setup check test device device-tests soak bench placement clean distclean gpu
+.PHONY: help demo camera bundles setup check test device device-tests soak bench placement lmms-eval clean distclean gpu
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build/demo/manifest.json ## export the demo checkpoint, ask it a question at 100, 50 and 25 %
 	$(BIN)/python samples/demo.py build/demo build/demo-overlay.png
@@ -64,6 +64,9 @@ bench: .venv/.tests ## measure prefill at the size of a real LLM (a quarter of a
 placement: .venv-placement/.pip bundles ## see which nodes of the bundles go to CUDA; needs no GPU, but cc
 	$(BIN)/python tests/benchmarks/cuda_placement.py .venv-placement/bin/python $(BUNDLES)
 
+lmms-eval: .venv-lmms-eval/.tests ## run tokprune under lmms-eval's command line, on drawn tasks
+	.venv-lmms-eval/bin/python -m pytest tests/export/test_lmms_eval.py $(PYTEST_ARGS)
+
 gpu: .venv/.tests ## run everything that needs an NVIDIA GPU, into tests/gpu/results
 	PYTHONPATH=tests/benchmarks $(BIN)/python tests/gpu/run.py $(GPU_ARGS)
 
@@ -71,7 +74,7 @@ clean: ## remove what was built
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 distclean: clean ## remove the environments too
-	rm -rf .venv .venv-device .venv-placement
+	rm -rf .venv .venv-device .venv-placement .venv-lmms-eval
 
 # Stamps: made last, so that what was interrupted is done again and what is done is not.
 
@@ -115,6 +118,16 @@ distclean: clean ## remove the environments too
 .venv-placement/.pip: constraints.txt
 	'$(PYTHON)' -m venv .venv-placement
 	.venv-placement/bin/python $(INSTALL) onnxruntime-gpu
+	@touch $@
+
+# The harness wants another PyAV than ours and forty packages that nothing else here needs: it lies
+# in an environment of its own, which sees .venv's. Its own demands are not met, so no pip check.
+.venv-lmms-eval/.tests: .venv/.tests
+	$(BIN)/python -m venv .venv-lmms-eval
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> "$$(.venv-lmms-eval/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	.venv-lmms-eval/bin/python $(INSTALL) --quiet 'tokprune[lmms-eval]'
+	.venv-lmms-eval/bin/python $(INSTALL) --quiet --no-deps lmms-eval
 	@touch $@
 
 .SECONDEXPANSION:

@@ -1,7 +1,7 @@
 """When the frames of a video are shown, and which of them are taken."""
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor, isfinite
@@ -23,6 +23,7 @@ class Wanted:
     start_s: float = 0.0
     end_s: float | None = None
     max_frames: int = MAX_FRAMES
+    at_most: bool = False
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.num_frames is not None:
@@ -101,6 +102,8 @@ def choose(timeline: Timeline, wanted: Wanted, name: str) -> Taken:
         end = timeline.times[0] + stop - timeline.early
         last = max(first + 1, bisect_left(timeline.times, end))
     held = last - first
+    if wanted.at_most:
+        wanted = _lowered(timeline, wanted, stop - start, held)
     if wanted.fps is not None:
         _check_rate(timeline, wanted.fps, name)
         count = _count(timeline, stop - start, wanted.fps)
@@ -125,6 +128,18 @@ def choose(timeline: Timeline, wanted: Wanted, name: str) -> Taken:
     return _evenly(timeline, (start, stop), (first, last), wanted.num_frames)
 
 
+def _lowered(timeline: Timeline, wanted: Wanted, span: Fraction, held: int) -> Wanted:
+    """Ask for no more than there is, and no more than `max_frames`."""
+    if wanted.num_frames is not None:
+        return replace(wanted, num_frames=min(wanted.num_frames, held))
+    if wanted.fps is None:
+        return wanted
+    fps = min(wanted.fps, float(_fastest(timeline)))
+    if _count(timeline, span, fps) > wanted.max_frames:
+        return replace(wanted, fps=None, num_frames=min(wanted.max_frames, held))
+    return replace(wanted, fps=fps)
+
+
 def _window(timeline: Timeline, wanted: Wanted, name: str) -> tuple[Fraction, Fraction]:
     """Return where frames are taken from, in ticks after the first frame."""
     length = Fraction(timeline.length)
@@ -145,12 +160,17 @@ def _window(timeline: Timeline, wanted: Wanted, name: str) -> tuple[Fraction, Fr
 
 
 def _check_rate(timeline: Timeline, fps: float, name: str) -> None:
-    fastest = 1 / (max(timeline.gaps[0], 1) * timeline.tick)
+    fastest = _fastest(timeline)
     if fps > fastest * Fraction(101, 100):
         _refuse(
             f"{name} has at most {float(fastest):.4g} frames a second, fps={fps} would only repeat "
             f"them: ask for at most fps={float(fastest):.4g}"
         )
+
+
+def _fastest(timeline: Timeline) -> Fraction:
+    """Return frames a second where they follow each other the fastest."""
+    return 1 / (max(timeline.gaps[0], 1) * timeline.tick)
 
 
 def _count(timeline: Timeline, span: Fraction, fps: float) -> int:

@@ -23,6 +23,7 @@ def load_video(
     end_s: float | None = None,
     max_pixels: int = MAX_CLIP_PIXELS,
     max_frames: int = MAX_FRAMES,
+    at_most: bool = False,
 ) -> Clip:
     """Return frames of a video file, chosen by the time at which they are on screen.
 
@@ -45,6 +46,8 @@ def load_video(
         max_pixels: of all frames together. More are refused before anything is decoded, and so is
             one frame of more than 50,000,000.
         max_frames: more are refused.
+        at_most: take what there is where the video has fewer frames, or fewer a second, than asked
+            for; and `max_frames` evenly spread where `fps` makes more.
 
     Raises:
         PictureInvalid: it cannot or must not be decoded, is damaged or truncated, or has fewer
@@ -52,7 +55,7 @@ def load_video(
         RequestInvalid: `fps`, `num_frames`, `start_s` or `end_s` make no sense.
         BackendUnavailable: PyAV is not installed.
     """
-    wanted = Wanted(fps, num_frames, start_s, end_s, max_frames)
+    wanted = Wanted(fps, num_frames, start_s, end_s, max_frames, at_most)
     try:
         from tokprune import video_file
     except ImportError as error:

@@ -76,6 +76,17 @@ def test_nothing_asked_is_two_frames_a_second_and_no_more_than_32() -> None:
     assert numbers(load_video(short, max_frames=2)) == [0, 10]
 
 
+def test_at_most_takes_what_there_is() -> None:
+    slow, fast = numbered(4, rate=2), numbered(30, rate=10)
+    assert numbers(load_video(slow, num_frames=32, at_most=True)) == [0, 1, 2, 3]
+    clip = load_video(slow, fps=25.0, at_most=True)
+    assert (numbers(clip), clip.fps) == ([0, 1, 2, 3], 2.0)
+    assert numbers(load_video(fast, fps=5.0, max_frames=3, at_most=True)) == [0, 10, 20]
+    assert numbers(load_video(fast, fps=1.0, max_frames=3, at_most=True)) == [0, 10, 20]
+    assert numbers(load_video(fast, num_frames=3, start_s=2.8, at_most=True)) == [28, 29]
+    assert numbers(load_video(fast, at_most=True)) == numbers(load_video(fast))
+
+
 def test_paths_and_bytes_read_the_same_and_sound_does_not_matter(tmp_path: Path) -> None:
     data = numbered(12, sound=True, container="matroska")
     path = tmp_path / "film.any"  # names do not matter
