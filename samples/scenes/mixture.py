@@ -34,9 +34,9 @@ from tokprune.scenes.scene import CROWD_TOKENS
 Weights: TypeAlias = Sequence[tuple[float, tuple[float, ...]]]
 ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "size", "frame", "caption")
 # The hard ones more often. A guess from earlier runs; the shares were not searched.
-ASKED = (*MAKERS, "is_beside", "is_beside", "count", "count", "digit", "position", "text", "text")
-PAGES_SHARE = 0.2  # of the rows with one picture show a form or chart
-SIGNS_SHARE, CROWDED_SHARE = 0.45, 0.25
+ASKED = (*MAKERS, "is_beside", "is_beside", "count", "count", "digit", "position", *("text",) * 4)
+PAGES_SHARE = 0.3  # of the rows with one picture show a form or chart
+SIGNS_SHARE, CROWDED_SHARE = 0.55, 0.25
 SMALLEST_PAGE = 5  # vision tokens a side
 CAPTION_THINGS = 12  # more are not described: too long
 # Cells of a frame, and frames: short films of few things first, for the reason that demo.py gives.
@@ -200,7 +200,7 @@ def _plain(rng: Random, grid: tuple[int, int], systems: float) -> Row:
     branches: list[tuple[Part, ...]] = [(_said(q, about=0),) for q in asked]
     if rng.random() < 0.7 and (isinstance(shown, Page) or len(shown.things) <= CAPTION_THINGS):
         caption = describe_page(shown) if isinstance(shown, Page) else describe(shown)
-        branches.append((_said(caption),))
+        branches.append((_said(caption, about=0),))
     return Row((shown,), (0,), tuple(branches), _system(rng, systems))
 
 

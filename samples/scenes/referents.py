@@ -2,27 +2,43 @@
 
 A question gives one or two tokens of supervision, too few for a small model to find out soon that
 "the green circle" is to be looked up in the picture. So throw-away heads ask on the way: every
-vision token for its place and for what has happened there (labels in cells.py), and the last token
-of every phrase for the thing it means, and for what that does.
+vision token for its place and for what has happened there (labels in cells.py), the last token of
+every phrase for the thing it means, and for what that does, and while a text is spelled every token
+for the character that comes next: where it stands, and which one it is.
 """
 
 import re
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cells import CLASSES, DIGIT, EVENT, EVENTS, IGNORED, KINDS, LONGEST_FILM, LONGEST_SIDE, Shown
+from cells import (
+    CLASSES,
+    DIGIT,
+    EVENT,
+    EVENTS,
+    IGNORED,
+    KINDS,
+    LONGEST_FILM,
+    LONGEST_SIDE,
+    READ,
+    Shown,
+)
 from torch import Tensor
 
 from tokprune.scenes import Page, Scene
 from tokprune.scenes.film import Film, moved
+from tokprune.scenes.glyphs import CHARACTERS
 from tokprune.scenes.pages import FIELDS
 from tokprune.scenes.scene import COLORS, SHAPES, TOKEN_PX, Thing
+from tokprune.scenes.writing import Letter
 from tokprune.types import Region
 
 PLACED = (LONGEST_SIDE, LONGEST_SIDE, 3, 3)  # row and column, thirds of the picture
-MEANT = (2, *PLACED, *CLASSES[: DIGIT + 1])  # is there such a thing, where, and what it is
-# In a film: what it does, from which frame on, the colour that it turns, and where it is at last.
-DOES = (*EVENT, len(COLORS), *PLACED)
+# Is there such a thing, where, what it is; of a character, whether it is the second of its cell.
+MEANT = (2, *PLACED, *CLASSES[: DIGIT + 1], READ)
+# Of a character: which one. In a film: what a thing does, from which frame on, the colour that it
+# turns, and where it is at last.
+DOES = (len(CHARACTERS), *EVENT, len(COLORS), *PLACED)
 REFERENT = (*MEANT, *DOES)
 UNKNOWN = (IGNORED,) * (len(REFERENT) - 1)
 _PHRASE = re.compile(
@@ -72,11 +88,39 @@ def _find_written(
         *_at(y, x, shown, region),
         KINDS.index(kind) + 1,
         IGNORED if color is None else list(COLORS).index(color) + 1,
-        IGNORED,
-        IGNORED,
-        *(IGNORED,) * len(DOES),
     )
-    return [(match.end(), classes)]
+    return [(match.end(), _padded(classes))]
+
+
+def find_letters(answer: str, shown: Shown, region: Region) -> dict[int, tuple[int, ...]]:
+    """The classes of each character of an answer that is read from the picture, by its index."""
+    found: dict[int, tuple[int, ...]] = {}
+    for text in [] if isinstance(shown, Film) else _texts(shown):
+        spelled = "".join(letter.character for letter in text)
+        match = re.search(rf"\b{spelled}\b", answer)
+        if match is None:
+            continue
+        taken: dict[tuple[int, ...], int] = {}
+        for index, letter in enumerate(text, match.start()):
+            place = _at(letter.y, letter.x, shown, region)
+            slot = min(taken.get(place[:2], 0), READ - 1)
+            taken[place[:2]] = slot + 1
+            character = CHARACTERS.index(letter.character)
+            classes = (1, *place, *(IGNORED,) * (DIGIT + 1), slot, character)
+            found[index] = _padded(classes)
+    return found
+
+
+def _texts(shown: Scene | Page) -> list[tuple[Letter, ...]]:
+    """All that is an answer where it is asked for."""
+    if isinstance(shown, Scene):
+        return [sign.letters for sign in shown.signs]
+    values = [shown.value_letters(field) for field in shown.fields]
+    return values + [shown.number_letters(bar) for bar in shown.bars]
+
+
+def _padded(classes: tuple[int, ...]) -> tuple[int, ...]:
+    return (*classes, *(IGNORED,) * (len(REFERENT) - len(classes)))
 
 
 def _find_things(
@@ -113,6 +157,7 @@ def _classes(number: int, shown: Scene | Film, region: Region) -> tuple[int, ...
         list(COLORS).index(thing.color) + 1,
         1 + thing.large if both_sizes else IGNORED,
         _digit(thing),
+        IGNORED,
         *(_does(shown, number, region) if isinstance(shown, Film) else (IGNORED,) * len(DOES)),
     )
 
@@ -139,7 +184,7 @@ def _does(film: Film, number: int, region: Region) -> tuple[int, ...]:
     start = event.start if event.kind != "stays" else IGNORED
     last = moved(thing, event, film.frames - 1) or thing
     kind = EVENTS.index(event.direction or event.kind)
-    return kind, min(start, LONGEST_FILM - 1), color, *_placed(last, film, region)
+    return IGNORED, kind, min(start, LONGEST_FILM - 1), color, *_placed(last, film, region)
 
 
 def classes_loss(logits: Tensor, labels: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, float]:

@@ -15,7 +15,7 @@ import torch
 from batch import PAD_SEGMENT, Batch
 from cells import IGNORED, Shown, labels_of
 from demos import DEMOS
-from referents import REFERENT, find_referents
+from referents import REFERENT, find_letters, find_referents
 from torch import Tensor
 
 from tokprune.families import FAMILIES, Processor, Span
@@ -24,7 +24,7 @@ from tokprune.manifest import Piece
 from tokprune.scenes import Page, Scene, draw
 from tokprune.scenes.film import Film, draw_film
 from tokprune.scenes.film_suite import FPS
-from tokprune.types import PICTURE, Clip, Medium, Prepared
+from tokprune.types import PICTURE, Clip, Medium, Prepared, Region
 from tokprune_export.chat_template import Template, compile_chat
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.records import tokens
@@ -239,19 +239,20 @@ class Writer:
     def _answer(self, line: _Line, part: Answered) -> None:
         self._piece(line, self.chat.generation)
         self._flush(line)
-        words = self._encode(self._before_answer + part.answer).ids
+        words = self._encode(self._before_answer + part.answer)
         assert isinstance(self._end, int)  # a template's turn ends with a token
-        line.answer([*words, self._end], part.group)
+        if about := _about(line, part):
+            read = find_letters(part.answer, *about)
+            for number, (_, end) in enumerate(words.offsets):
+                if classes := read.get(end - 1 - len(self._before_answer)):
+                    line.referents.append((len(line.ids) - 1 + number, classes))
+        line.answer([*words.ids, self._end], part.group)
         line.ended = True
 
     def _mark(self, line: _Line, part: Part) -> None:
         """Note where phrases end that a dense task asks about."""
-        if not isinstance(part, Answered) or part.about is None:
-            return
-        shown = line.drawn[part.about]
-        if isinstance(shown, Scene | Film | Page):
-            region = line.media[part.about][0].regions[0]
-            found = find_referents(part.text, shown, region)
+        if isinstance(part, Answered) and (about := _about(line, part)):
+            found = find_referents(part.text, *about)
             line.marks += [(len(line.pending) + end, classes) for end, classes in found]
 
     def _flush(self, line: _Line) -> None:
@@ -293,6 +294,14 @@ def draw_medium(medium: Drawn) -> Medium:
     if isinstance(medium, Scene | Page):
         return draw(medium)
     return Clip(draw_film(medium), FPS) if isinstance(medium, Film) else medium
+
+
+def _about(line: _Line, part: Answered) -> tuple[Shown, Region] | None:
+    """What a dense task may ask about, and the grid that covers all of it."""
+    shown = None if part.about is None else line.drawn[part.about]
+    if part.about is None or not isinstance(shown, Scene | Film | Page):
+        return None
+    return shown, line.media[part.about][0].regions[0]
 
 
 def _scene(line: _Line, prepared: Prepared) -> Shown | None:
