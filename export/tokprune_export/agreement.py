@@ -24,6 +24,7 @@ class Quality(NamedTuple):
     recall_at_25: float
     spearman: float
     kl: float
+    answers_lost: float  # KL of answers from the best-scored 25 % and 11 % to those from all tokens
     samples: float
 
 
@@ -45,17 +46,27 @@ class Figures(NamedTuple):
         return {kind: quality._asdict() for kind, quality in self.by_modality.items()}
 
 
-def measure(scores: Sequence[Array], held: Held) -> Figures:
-    """Compare predicted with true relevance, of all samples and of each modality."""
+def measure(scores: Sequence[Array], held: Held, lost: Sequence[float]) -> Figures:
+    """Compare predicted with true relevance, of all samples and of each modality.
+
+    Args:
+        scores: of each held-out sample.
+        held: their labels.
+        lost: how far their answers move when only the best-scored tokens are left.
+    """
     kinds = sorted(set(held.modalities))
-    pairs = list(zip(scores, held.labels, held.modalities, strict=True))
+    rows = list(zip(scores, held.labels, lost, held.modalities, strict=True))
 
     def of(kind: Modality) -> Quality:
-        chosen = [(score, label) for score, label, each in pairs if each == kind]
-        return quality([score for score, _ in chosen], [label for _, label in chosen])
+        chosen = [row for row in rows if row[3] == kind]
+        return quality(
+            [score for score, *_ in chosen],
+            [label for _, label, *_ in chosen],
+            [each for _, _, each, _ in chosen],
+        )
 
     return Figures(
-        quality(scores, held.labels),
+        quality(scores, held.labels, lost),
         {kind: of(kind) for kind in kinds} if len(kinds) > 1 else {},
     )
 
@@ -68,7 +79,7 @@ def target_of(relevance: Float32[Tensor, " n"]) -> Float32[Tensor, " n"]:
     return upper / upper.sum().clamp(min=_TINY)
 
 
-def quality(scores: Sequence[Array], labels: Sequence[Label]) -> Quality:
+def quality(scores: Sequence[Array], labels: Sequence[Label], lost: Sequence[float]) -> Quality:
     """Compare predicted with true relevance."""
     rows = [
         (
@@ -80,7 +91,8 @@ def quality(scores: Sequence[Array], labels: Sequence[Label]) -> Quality:
         for score, label in zip(scores, labels, strict=True)
     ]
     at_50, at_25, rank, kl = np.mean(rows, axis=0)
-    return Quality(float(at_50), float(at_25), float(rank), float(kl), float(len(rows)))
+    figures = (at_50, at_25, rank, kl, np.mean(lost), len(rows))
+    return Quality(*map(float, figures))
 
 
 def attention_scores(label: Label) -> Array:

@@ -35,7 +35,7 @@ from tokprune_export.oracle import Expected, observe
 from tokprune_export.parity_report import Notes, Row, report
 from tokprune_export.rounding import ROUNDED, find_rounding, observe_rounded
 from tokprune_export.scorers import Scorer as ScorerFile
-from tokprune_export.scorers import load_scorer
+from tokprune_export.scorers import load_scorer, size_of
 
 TRAINED_SELECTOR = "relevance-spread"
 UNTRAINED_SELECTOR = "attention-spread"
@@ -99,7 +99,7 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     family = FAMILIES[checkpoint.family]
     family.check(checkpoint.config)
     limits = records.limits(options, checkpoint)
-    scorer = load_scorer(options.scorer, checkpoint.text_config["num_attention_heads"])
+    scorer = load_scorer(options.scorer, size_of(checkpoint.text_config))
     needed = preflight.needs(checkpoint, options.num_decoder_layers, options.precision)
     preflight.check(needed, options.output)
     step("chat template")
@@ -165,7 +165,7 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     step("first layer")
     first = graphs.write(graphs.first_layer(text), target, "first_layer")
     step("scorer")
-    source = graphs.scorer(plan.scorer.network, text.heads)
+    source = graphs.scorer(plan.scorer.network, size_of(plan.checkpoint.text_config))
     scorer = graphs.write(source, replace(target, precision="fp32"), "scorer")
     decoder = Decoder(text)
     if options.precision in ROUNDED:

@@ -17,6 +17,7 @@ from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm, UnbiasedOrtLl
 from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.parity import scorer_feeds
+from tokprune_export.scorers import Size
 
 FOLDER = "onnx"
 LLM_DATA = "llm.onnx.data"  # of all forms
@@ -65,15 +66,16 @@ def first_layer(text: TextModel) -> Source:
     )
 
 
-def scorer(network: nn.Module, heads: int) -> Source:
+def scorer(network: nn.Module, size: Size) -> Source:
     """Return the scorer, to be traced with 5 text rows and pictures of 2 x 7 and 3 x 4."""
     grids = ((2, 7), (3, 4))
-    arrays = scorer_feeds(np.random.default_rng(0), grids, heads, 5, 2)
+    arrays = scorer_feeds(np.random.default_rng(0), grids, size, 5, 2)
     axes = {
-        "attention": (heads, "u", "n"),
+        "attention": (size.heads, "u", "n"),
         "question": ("u",),
         "index": ("r", "H", "W"),
         "cells": ("n",),
+        "embeds": ("n", size.hidden),
     }
     return Source(
         network,

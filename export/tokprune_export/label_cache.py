@@ -1,11 +1,12 @@
 """Relevance labels on disk, a shard at a time: a run that broke goes on where it was."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
-from jaxtyping import Bool, Float16, Float32, Int32
+from jaxtyping import Bool, Float16, Float32, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 
-FORMAT, VERSION = "tokprune-labels", "1"
+FORMAT, VERSION = "tokprune-labels", "2"
 SHARD_LABELS = 256
 
 
@@ -26,9 +27,15 @@ class Label:
     index: Int32[Tensor, "r rows columns"]  # tokprune.canvas
     cells: Int32[Tensor, " n"]
     relevance: Float32[Tensor, " n"]  # not normalised
+    embeds: Float16[Tensor, "n d"]  # shared by questions about one picture
+    ids: Int64[Tensor, " s"]  # of the prompt
+    slots: Int64[Tensor, " n"]  # rows of the prompt that hold vision tokens
+    answer: Int64[Tensor, " m"]  # that was explained; its end not included
+    positions: Int64[Tensor, "p t"]  # rotary ids of prompt and answer
 
 
-_PARTS = tuple(field.name for field in fields(Label))
+_SHARED = "embeds"
+_PARTS = tuple(field.name for field in fields(Label) if field.name != _SHARED)
 
 
 class LabelCache:
@@ -52,7 +59,7 @@ class LabelCache:
             try:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
-                    samples = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118
+                    names = [name.split(".") for name in file.keys()]  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise RequestInvalid(
                     f"{path} is damaged ({error}): delete it, and its labels are computed again"
@@ -62,6 +69,7 @@ class LabelCache:
                     f"{path} holds no labels that this version reads: delete it, or give another "
                     "--cache folder"
                 )
+            samples = {sample for sample, part in names if part in _PARTS}
             self._shards |= dict.fromkeys(samples, path)
             self._wrong |= set(metadata["wrong"].split())
 
@@ -85,7 +93,21 @@ class LabelCache:
             for name in _PARTS
         }
         wrong = [sample for sample, label in self._pending.items() if label is None]
-        metadata = {"format": FORMAT, "version": VERSION, "wrong": " ".join(wrong)}
+        shown = {
+            sample: _digest(label.embeds)
+            for sample, label in self._pending.items()
+            if label is not None
+        }
+        for sample, digest in shown.items():  # once for all questions about a picture
+            label = self._pending[sample]
+            assert label is not None
+            tensors.setdefault(f"{digest}.{_SHARED}", label.embeds.contiguous())
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "wrong": " ".join(wrong),
+            "shown": json.dumps(shown),
+        }
         path = self._folder / f"{min(self._pending)}.safetensors"
         atomic_write(path, save(tensors, metadata=metadata))
         self._shards |= {sample: path for sample in self._pending if sample not in wrong}
@@ -104,17 +126,15 @@ class LabelCache:
         labels: dict[str, Label] = {}
         for path, members in by_shard.items():
             with safe_open(path, framework="pt") as file:
+                shown = json.loads(file.metadata()["shown"])
+                digests = {shown[sample] for sample in members}
+                shared = {digest: file.get_tensor(f"{digest}.{_SHARED}") for digest in digests}
                 for sample in members:
                     parts = {name: file.get_tensor(f"{sample}.{name}") for name in _PARTS}
-                    labels[sample] = Label(**parts)
+                    labels[sample] = Label(**parts, embeds=shared[shown[sample]])
         return labels
 
 
-def tensors_of(label: Label, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return a scorer's four inputs."""
-    return (
-        label.attention.to(device, torch.float32),
-        label.question.to(device),
-        label.index.to(device, torch.int64),
-        label.cells.to(device, torch.int64),
-    )
+def _digest(tensor: Tensor) -> str:
+    """Name a tensor by its content."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:32]

@@ -113,15 +113,22 @@ def _forward(teacher: Teacher, batch: Sequence[Asked]) -> tuple[Trace, Int64[Ten
     embeds = table.new_zeros(len(batch), rows, table.shape[1])
     positions = torch.zeros(axes, len(batch), rows, dtype=torch.int64)
     targets = torch.full((len(batch), rows), -1)
-    for number, (prompt, vision, _, answer) in enumerate(batch):
-        start, end = len(prompt.ids), len(prompt.ids) + len(answer)
+    for number, item in enumerate(batch):
+        prompt, vision, _, answer = item
+        start, end = len(prompt.ids), _length(item)
         ids = torch.cat([torch.from_numpy(prompt.ids), answer]).to(table.device)
         embeds[number, :end] = table[ids]
         embeds[number, prompt.slots] = torch.from_numpy(vision.embeds).to(embeds)
-        positions[:, number, :start] = torch.from_numpy(prompt.positions)
-        positions[:, number, start:end] = prompt.next_position + torch.arange(len(answer))
+        positions[:, number, :end] = _positions(item)
         targets[number, start - 1 : end - 1] = answer
     return trace(teacher.text.model, embeds, positions.to(table.device)), targets.to(table.device)
+
+
+def _positions(asked: Asked) -> Int64[Tensor, "p t"]:
+    """Return the rotary ids of prompt and answer."""
+    prompt = torch.from_numpy(asked.prompt.positions)
+    following = asked.prompt.next_position + torch.arange(len(asked.answer))
+    return torch.cat([prompt, following.expand(len(prompt), -1)], dim=1)
 
 
 @torch.no_grad()
@@ -178,4 +185,9 @@ def _cut(
         index=torch.from_numpy(index.astype(np.int32)),
         cells=torch.from_numpy(cells.astype(np.int32)),
         relevance=scores[columns].cpu() * patches,
+        embeds=torch.from_numpy(vision.embeds).half(),
+        ids=torch.from_numpy(prompt.ids),
+        slots=torch.from_numpy(prompt.slots),
+        answer=asked.answer,
+        positions=_positions(asked),
     )

@@ -19,6 +19,7 @@ from tokprune.manifest import Graphs, GraphSpec, LlmForm, Precision
 from tokprune.types import Array, Region
 from tokprune_export.oracle import Expected, Run
 from tokprune_export.parity_report import EXACT, ROUNDING, RULES, Row, Rule, compare, with_ties
+from tokprune_export.scorers import Size
 from tokprune_export.widen import widen, widened_form
 from tokprune_runtimes import Carry, Graph, load_graph
 
@@ -145,12 +146,14 @@ def _scorer(bench: Bench, network: nn.Module) -> Iterator[Row]:
     spec = bench.graphs.scorer
     graph = bench.open(spec)
     names = [tensor.name for tensor in spec.inputs]
-    heads = int(spec.inputs[names.index("attention")].shape[0])
+    shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
+    hidden = shapes["embeds"][1] if "embeds" in shapes else 1
+    size = Size(int(shapes["attention"][0]), int(hidden))
     random = np.random.default_rng(0)
     rule = RULES["fp32"]  # it stays float32: its weights are small, and scores are for ranking
     rule = bench.rule if bench.precision == "fp32" else rule
     for grids, rows, asked in (((1, 1),), 1, 0), (((8, 3),), 9, 4), (((5, 7), (2, 9)), 31, 12):
-        feeds = scorer_feeds(random, grids, heads, rows, asked)
+        feeds = scorer_feeds(random, grids, size, rows, asked)
         with torch.no_grad():
             oracle = network(**{name: torch.from_numpy(feeds[name]) for name in feeds}).numpy()
         ours = graph.run({name: feeds[name] for name in names})["relevance"]
@@ -161,7 +164,7 @@ def _scorer(bench: Bench, network: nn.Module) -> Iterator[Row]:
 def scorer_feeds(
     random: np.random.Generator,
     grids: Iterable[tuple[int, int]],
-    heads: int,
+    size: Size,
     rows: int,
     asked: int,
 ) -> dict[str, Array]:
@@ -173,13 +176,14 @@ def scorer_feeds(
         [np.indices((r.rows, r.columns)).reshape(2, -1).T for r in regions]
     )
     index, cells = canvas(where, regions)
-    attention = random.dirichlet(np.ones(len(where) + 1), size=(heads, rows))[:, :, :-1]
+    attention = random.dirichlet(np.ones(len(where) + 1), size=(size.heads, rows))[:, :, :-1]
     question = np.arange(rows) >= rows - asked
     return {
         "attention": attention.astype(np.float32),
         "question": question,
         "index": index,
         "cells": cells,
+        "embeds": random.standard_normal((len(where), size.hidden), np.float32),
     }
 
 

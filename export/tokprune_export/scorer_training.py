@@ -19,10 +19,17 @@ from torch.nn import functional
 from tokprune.manifest import Modality
 from tokprune.types import Array
 from tokprune_export.agreement import target_of
-from tokprune_export.label_cache import Label, tensors_of
-from tokprune_export.scorers import GridScorer, PaperScorer
+from tokprune_export.label_cache import Label
+from tokprune_export.scorers import (
+    NETWORKS,
+    Arch,
+    GridScorer,
+    LooksScorer,
+    Network,
+    PaperScorer,
+    Size,
+)
 
-Arch = Literal["paper", "grid"]
 HELD_OUT = 0.1  # share of the pictures, and of the videos
 
 
@@ -31,6 +38,7 @@ class Pair:
     """One label as one network is trained on it."""
 
     features: Tensor  # [channels, n]; half precision where there are many
+    embeds: Float[Tensor, "n d"]  # d is 0 for networks that do not read them
     index: Int64[Tensor, "r rows columns"]
     cells: Int64[Tensor, " n"]
     target: Float32[Tensor, " n"]  # sums to 1
@@ -41,8 +49,10 @@ class Batch:
     """Pairs side by side, without padding between their tokens."""
 
     features: Float[Tensor, "c m"]
+    embeds: Float[Tensor, "m d"]
     index: Int64[Tensor, "r rows columns"]
     cells: Int64[Tensor, " m"]
+    prompts: Int64[Tensor, " r"]  # the pair that each region is of
     slots: Bool[Tensor, "b n"]  # where each pair's tokens lie once they are padded
     target: Float32[Tensor, "b n"]
 
@@ -62,12 +72,17 @@ class Recipe:
         """Return the recipe with another number of epochs, if one is given."""
         return self if epochs is None else replace(self, epochs=epochs)
 
+    def steps(self, samples: int) -> int:
+        """Return the steps of an epoch."""
+        return ceil(samples / self.batch)
+
 
 # The paper trains for about 100 epochs on a GPU. One CPU core takes 7 s an epoch for 1,000 labels
 # of 196 tokens, so ours are fewer, along the same cosine; --epochs 100 is the paper's.
 RECIPES: dict[Arch, Recipe] = {
     "paper": Recipe(15, 128, 1e-3, 0.0, "cosine"),
     "grid": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
+    "looks": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
 }
 
 
@@ -109,23 +124,30 @@ def _joined(shown: Sequence[Sequence[str]]) -> list[str]:
     return [root(names[0]) for names in shown]
 
 
-def network_of(arch: Arch, heads: int, seed: int) -> PaperScorer | GridScorer:
+def network_of(arch: Arch, size: Size, seed: int) -> Network:
     """Return an untrained network; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PaperScorer() if arch == "paper" else GridScorer(heads)
+        return NETWORKS[arch](size)
 
 
-def pair_of(network: PaperScorer | GridScorer, label: Label, device: torch.device) -> Pair:
+def pair_of(network: Network, label: Label, device: torch.device) -> Pair:
     """Compute once what every epoch reads."""
-    attention, question, index, cells = tensors_of(label, device)
-    features = network.features(attention, question)
-    dtype = torch.float16 if isinstance(network, GridScorer) else torch.float32
-    return Pair(features.to(dtype), index, cells, target_of(label.relevance.to(device)))
+    attention = label.attention.to(device, torch.float32)
+    features = network.features(attention, label.question.to(device))
+    dtype = torch.float32 if isinstance(network, PaperScorer) else torch.float16
+    read = isinstance(network, LooksScorer)
+    return Pair(
+        features=features.to(dtype),
+        embeds=label.embeds if read else label.embeds[:, :0],
+        index=label.index.to(device, torch.int64),
+        cells=label.cells.to(device, torch.int64),
+        target=target_of(label.relevance.to(device)),
+    )
 
 
 def train(
-    network: PaperScorer | GridScorer,
+    network: Network,
     pairs: Sequence[Pair],
     checked: Sequence[Pair],
     recipe: Recipe,
@@ -146,7 +168,7 @@ def train(
         report: told the epoch, counted from 1, and the mean losses of `pairs` and `checked`.
     """
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer, schedule = _optimiser(network, recipe, ceil(len(pairs) / recipe.batch))
+    optimizer, schedule = optimiser_of(network, recipe, recipe.steps(len(pairs)))
     random = np.random.default_rng(seed)
     best, best_loss, weights = 0, float("inf"), network.state_dict()
     for epoch in range(1, recipe.epochs + 1):
@@ -198,20 +220,28 @@ def collate(pairs: Sequence[Pair]) -> Batch:
     target = torch.zeros(slots.shape, device=slots.device)
     target[slots] = torch.cat([pair.target for pair in pairs])
     features = torch.cat([pair.features for pair in pairs], dim=1).float()
-    return Batch(features, torch.cat(index), torch.cat(cells), slots, target)
+    embeds = torch.cat([pair.embeds for pair in pairs]).to(slots.device, torch.float32)
+    counts = torch.tensor([len(pair.index) for pair in pairs])
+    prompts = torch.arange(len(pairs)).repeat_interleave(counts).to(slots.device)
+    return Batch(features, embeds, torch.cat(index), torch.cat(cells), prompts, slots, target)
 
 
 def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
     """Run a network on several prompts at once: what it gives each of them alone; padding -inf."""
     empty = torch.full(batch.slots.shape, float("-inf"), device=batch.slots.device)
-    if isinstance(network, GridScorer):
-        return empty.masked_scatter(
-            batch.slots, network.logits(batch.features, batch.index, batch.cells)
-        )
-    assert isinstance(network, PaperScorer)
-    padded = torch.zeros(batch.slots.shape, device=batch.slots.device)
-    padded = padded.masked_scatter(batch.slots, batch.features[0])
-    return torch.where(batch.slots, network.logits(padded[:, None], batch.slots), empty)
+    match network:
+        case GridScorer():
+            logits = network.logits(batch.features, batch.index, batch.cells)
+        case LooksScorer():
+            layout = (batch.index, batch.cells, batch.prompts)
+            logits = network.logits(batch.features, batch.embeds, *layout)
+        case PaperScorer():
+            padded = torch.zeros(batch.slots.shape, device=batch.slots.device)
+            padded = padded.masked_scatter(batch.slots, batch.features[0])
+            return torch.where(batch.slots, network.logits(padded[:, None], batch.slots), empty)
+        case _:
+            raise TypeError(f"{type(network).__name__} is no scorer network")
+    return empty.masked_scatter(batch.slots, logits)
 
 
 def divergence(logits: Float[Tensor, "b n"], batch: Batch) -> Float[Tensor, " b"]:
@@ -233,9 +263,10 @@ def predictions(network: nn.Module, pairs: Sequence[Pair], batch: int = 64) -> I
             yield row[slots].cpu().numpy()
 
 
-def _optimiser(
+def optimiser_of(
     network: nn.Module, recipe: Recipe, steps_an_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the recipe's optimiser and its learning rates."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
     steps = recipe.epochs * steps_an_epoch
     # AdamW without decay is Adam.

@@ -69,6 +69,13 @@ def open_teacher(checkpoint: Checkpoint, device: torch.device) -> Teacher:
     )
 
 
+def open_text(checkpoint: Checkpoint, device: torch.device) -> TextModel:
+    """Load a checkpoint's LLM alone, with frozen weights in float32."""
+    family = FAMILIES[checkpoint.family]
+    family.check(checkpoint.config)
+    return family.text(family.load(checkpoint.folder, None).to(device))
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Hash all that decides what a checkpoint answers: weights, configuration and tokenizer."""
     digest = hashlib.sha256()

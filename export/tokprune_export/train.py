@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -13,28 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tokprune.errors import RequestInvalid
-from tokprune_export.agreement import Figures, Quality, attention_scores, measure
+from tokprune_export.agreement import Figures, Quality
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.division import Division, divide
 from tokprune_export.examples import Example, read_examples
 from tokprune_export.exits import guarded
+from tokprune_export.fitting import LOSSES, Classroom, Loss
 from tokprune_export.label_cache import SHARD_LABELS, LabelCache
 from tokprune_export.labels import label_all, sample_name
 from tokprune_export.progress import Counting
-from tokprune_export.scorer_training import (
-    RECIPES,
-    Arch,
-    Pair,
-    network_of,
-    pair_of,
-    predictions,
-    train,
-)
-from tokprune_export.scorers import Scorer, save_scorer
-from tokprune_export.teacher import check_video, fingerprint, open_teacher
+from tokprune_export.scorers import save_scorer, size_of
+from tokprune_export.teacher import check_video, fingerprint, open_teacher, open_text
 from tokprune_export.workers import Workers, join_workers
-
-ARCHES: tuple[Arch, ...] = ("paper", "grid")
 
 
 @dataclass(frozen=True)
@@ -42,8 +32,8 @@ class TrainOptions:
     """Train a scorer for a checkpoint, from questions that it answers rightly.
 
     The checkpoint answers every question greedily. Where it is right, the answer is explained: how
-    much did each vision token matter? Two networks learn to predict that from the first layer's
-    attention, and the better one is written.
+    much did each vision token matter? A network then learns which tokens to keep, from the first
+    layer's attention and, if it is "looks", from the vision tokens themselves.
 
     Data: the paper has 8,000 to 12,000 right answers. Of ten pictures or videos eight are trained
     on, one tells when to stop and one how good the networks are. Questions about pictures and about
@@ -51,12 +41,16 @@ class TrainOptions:
 
     Time: one forward per question and one backward per answer token, then minutes. Measured with
     the demo-sized model (1.6 M parameters, 196 vision tokens) on one CPU core: 40 ms a label; per
-    epoch and 1,000 labels 7 s for the paper's network and 1.4 s for the grid. Several GPUs or
-    machines share the labels: torchrun --nproc-per-node=4 -m tokprune_export.train MODEL ...
+    epoch and 1,000 labels 19 s for what is learned from answers, from relevance 7 s for the paper's
+    network and 1.4 s for the grid. Several GPUs or machines share the labels: torchrun
+    --nproc-per-node=4 -m tokprune_export.train MODEL ...
 
     Memory: the checkpoint in float32, and what its backward pass keeps, which grows with the
-    prompt's length and not with its square. A label takes heads x text rows x vision tokens x 2
-    bytes of disk (22 kB there), and in training heads x 20 x vision tokens x 2 bytes of memory.
+    prompt's length, on a GPU not with its square (at least one prompt at once: with 7B and 1,500
+    tokens an estimated 26 GB for a label, half of it to learn from answers). A label takes heads x
+    text rows x vision tokens x 2 bytes of disk (22 kB for the demo's 196 vision tokens), a picture
+    vision tokens x width x 2 (50 kB there); in training a label takes heads x 22 x vision tokens x
+    2 bytes of memory.
     """
 
     model: tyro.conf.Positional[str]
@@ -68,13 +62,23 @@ class TrainOptions:
     spaces at the ends: ask for short ones."""
     output: tyro.conf.Positional[Path]
     """The scorer file to make (safetensors). It must not exist."""
-    arch: Literal["best", "paper", "grid"] = "best"
-    """Which network to write; "best" is the one with the higher held-out recall at 25 %."""
+    arch: Annotated[
+        Literal["looks", "grid", "paper", "best"],
+        tyro.conf.arg(name="scorer-arch", aliases=("--arch",)),
+    ] = "looks"
+    """Which network to train: paper is that of arXiv:2506.01097; grid convolves over rows and
+    columns with heads as channels; looks sees the vision tokens too. "best" trains all three and
+    writes the one whose choice changes held-out answers least."""
+    loss: Loss | None = None
+    """What to learn from: explanations of right answers ("relevance", the paper's), or what the
+    answers lose without the other tokens ("answers"). Default: answers for looks, else
+    relevance."""
     other: Path | None = None
-    """Write the network that was not chosen here."""
+    """With "best": write the second best here."""
     epochs: int | None = None
-    """Most passes over the labels (default: 15 for paper, 12 for grid). Training ends earlier where
-    the loss on pictures and videos that it has not seen grows. The paper has about 100."""
+    """Most passes over the labels (default: 15 for paper, 12 for grid and looks, 8 on answers).
+    Training ends earlier where the loss on pictures and videos that it has not seen grows. The
+    paper has about 100."""
     seed: int = 0
     """Equal seeds give equal files on one machine's CPU."""
     cache: Path | None = None
@@ -151,6 +155,11 @@ def _check(options: TrainOptions) -> None:
             raise RequestInvalid(f"{path} exists already: remove it, or choose another name")
         if path is not None and not path.absolute().parent.is_dir():
             raise RequestInvalid(f"There is no folder {path.absolute().parent} to write into")
+    if options.other is not None and options.arch != "best":
+        raise RequestInvalid(
+            f"Got --other with --scorer-arch {options.arch}, which trains one network: leave out "
+            "--other, or give --scorer-arch best"
+        )
     for name, value in (("--epochs", options.epochs), ("--limit", options.limit)):
         if value is not None and value < 1:
             raise RequestInvalid(f"Got {name} {value}; expected 1 or more")
@@ -171,61 +180,31 @@ def _device(options: TrainOptions, workers: Workers) -> torch.device:
 def _train(
     options: TrainOptions, checkpoint: Checkpoint, examples: Sequence[Example], cache: LabelCache
 ) -> None:
-    """Train both networks on the cached labels, print how good they are and write one."""
+    """Train on the cached labels, print how good the networks are and write the best."""
     division = divide(examples, cache, _folder(options), options.seed)
-    raw = measure([attention_scores(label) for label in division.held.labels], division.held)
-    fitted = {arch: _fit(options, arch, division, cache) for arch in ARCHES}
-    rows = {arch: row for arch, (_, row) in fitted.items()}
-    best = max(ARCHES, key=lambda arch: rows[arch].overall.recall_at_25)
-    shipped: Arch = best if options.arch == "best" else options.arch
-    spare: Arch = "grid" if shipped == "paper" else "paper"
-    Console().print(_table({"attention": raw, **rows}, shipped, division))
-    heads = int(checkpoint.text_config["num_attention_heads"])
-    facts = _facts(options, checkpoint, division)
-    for arch, other, path in ((shipped, spare, options.output), (spare, shipped, options.other)):
+    device = _device(options, Workers())
+    text = open_text(checkpoint, device)
+    size = size_of(checkpoint.text_config)
+    room = Classroom(text, size, division, cache, device, options.seed)
+    raw = room.attention()
+    arches = tuple(LOSSES) if options.arch == "best" else (options.arch,)
+    fitted = {arch: room.fit(arch, options.loss or LOSSES[arch], options.epochs) for arch in arches}
+    rows = {arch: each.figures for arch, each in fitted.items()}
+    ranked = sorted(arches, key=lambda arch: rows[arch].overall.answers_lost)
+    Console().print(_table({"attention": raw, **rows}, ranked[0], division))
+    for arch, path in zip(ranked, (options.output, options.other), strict=False):
         if path is not None:
-            beside = {other: rows[other], "attention": raw}
+            beside = {"attention": raw, **{name: rows[name] for name in rows if name != arch}}
             overall = {name: row.overall._asdict() for name, row in beside.items()}
             apart = {name: row.apart() for name, row in beside.items()}
             notes = {
-                **facts,
+                **_facts(options, checkpoint, division),
+                "loss": fitted[arch].loss,
                 "others": json.dumps(overall, sort_keys=True),
                 "others_by_modality": json.dumps(apart, sort_keys=True),
             }
-            save_scorer(path, fitted[arch][0], heads, notes)
+            save_scorer(path, fitted[arch].scorer, size, notes)
             Console().print(f"wrote {path} ({arch})", highlight=False, soft_wrap=True)
-
-
-def _fit(
-    options: TrainOptions, arch: Arch, division: Division, cache: LabelCache
-) -> tuple[Scorer, Figures]:
-    """Train one network and measure it."""
-    device, held = _device(options, Workers()), division.held
-    network = network_of(arch, len(held.labels[0].attention), options.seed).to(device)
-
-    def pairs(names: Sequence[str]) -> list[Pair]:
-        made: list[Pair] = []
-        for start in range(0, len(names), SHARD_LABELS):
-            part = names[start : start + SHARD_LABELS]
-            labels = cache.read(part)
-            made += [pair_of(network, labels[name], device) for name in part]
-        return made
-
-    recipe = RECIPES[arch].scaled(options.epochs)
-    with Counting(f"training the {arch} network", recipe.epochs) as counting:
-        train(
-            network,
-            pairs(division.training),
-            pairs(division.checked),
-            recipe,
-            options.seed,
-            lambda _, loss, other: counting.advance(
-                note=f"loss {loss:.4f}, on what it has not seen {other:.4f}"
-            ),
-        )
-    pairs_held = [pair_of(network, label, device) for label in held.labels]
-    row = measure(list(predictions(network, pairs_held)), held)
-    return Scorer(network, arch, division.modalities, row.overall._asdict(), row.apart()), row
 
 
 def _facts(options: TrainOptions, checkpoint: Checkpoint, division: Division) -> dict[str, str]:
@@ -245,11 +224,12 @@ def _table(rows: Mapping[str, Figures], shipped: str, division: Division) -> Tab
     trained, held = len(division.training), len(division.held.labels)
     title = f"{trained} labels to train on; agreement with the oracle on {held} others"
     table = Table(title=title, title_justify="left", min_width=80)
-    for column in ("scorer", "recall at 50 %", "recall at 25 %", "Spearman", "KL"):
+    columns = ("scorer", "recall at 50 %", "recall at 25 %", "Spearman", "KL", "answers lost")
+    for column in columns:
         table.add_column(column, justify="left" if column == "scorer" else "right")
 
     def add(name: str, row: Quality) -> None:
-        figures = (row.recall_at_50, row.recall_at_25, row.spearman, row.kl)
+        figures = (row.recall_at_50, row.recall_at_25, row.spearman, row.kl, row.answers_lost)
         table.add_row(name, *(f"{figure:.3f}" for figure in figures))
 
     for name, row in rows.items():

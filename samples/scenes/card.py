@@ -235,6 +235,7 @@ def _scorer(path: Path) -> str:
     own = json.loads(facts["metrics"])
     found = {**json.loads(facts["others"]), facts["kind"]: own}
     kinds["grid"] = "rows and heads as channels of 2-D convolutions"
+    kinds["looks"] = "the same and the vision tokens, trained on answers"
     kinds[facts["kind"]] += " (shipped)"
     rows = [_agreement(kinds[kind], metrics) for kind, metrics in found.items()]
     apart = json.loads(facts["metrics_by_modality"])
@@ -245,17 +246,19 @@ def _scorer(path: Path) -> str:
 
 `scorer.safetensors` is from `samples/scenes/make_scorer.py`, on questions of the training split:
 {facts["labels"]} labels, one for every right answer ({facts["answered_wrongly"]} wrong ones were
-left out). Agreement with the true relevance on {own["samples"]:.0f} labels of others, on which the
-network was also chosen:
+left out). Agreement with the true relevance on {own["samples"]:.0f} labels of others, and how far
+their answers move when the best-scored tokens alone are left:
 
-| scorer | recall at 50 % | recall at 25 % | Spearman | KL |
-|---|---|---|---|---|
+| scorer | recall at 50 % | recall at 25 % | Spearman | KL | KL of answers, 25 and 11 % kept |
+|---|---|---|---|---|---|
 {table}"""
 
 
 def _agreement(name: str, metrics: Mapping[str, float]) -> str:
-    figures = (metrics[key] for key in ("recall_at_50", "recall_at_25", "spearman", "kl"))
-    return f"| {name} | {' | '.join(f'{figure:.3f}' for figure in figures)} |"
+    keys = ("recall_at_50", "recall_at_25", "spearman", "kl", "answers_lost")
+    # older files do not have the last one
+    figures = (f"{metrics[key]:.3f}" if key in metrics else "" for key in keys)
+    return f"| {name} | {' | '.join(figures)} |"
 
 
 def _groups(mixed: Mapping[str, Tally], fixed: Mapping[str, Tally]) -> str:

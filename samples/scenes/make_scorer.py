@@ -2,10 +2,11 @@
 
     python samples/scenes/make_scorer.py samples/scenes/checkpoints/vila WORK
 
-WORK gets the pictures and questions, the labels and both networks; the better network goes into the
-checkpoint's folder. With --small it stays in WORK: that one has seen at most 64 vision tokens (and
-a newline), and shows how far a scorer carries. A run that broke goes on. The card tells of the
-scorer once `evaluate_checkpoint.py --card-only` has written it again.
+WORK gets the pictures and questions, the labels and two networks: `scorer.safetensors`, which goes
+into the checkpoint's folder, and the paper's, trained as the paper does, as `other.safetensors`.
+With --small nothing is shipped: those have seen at most 64 vision tokens (and a newline), and show
+how far a scorer carries. A run that broke goes on. The card tells of the scorer once
+`evaluate_checkpoint.py --card-only` has written it again.
 """
 
 import shutil
@@ -34,6 +35,8 @@ class Options:
     """Folder for all that is made on the way."""
     small: bool = False
     """Of small pictures and short videos alone, and nothing is shipped."""
+    seed: int = 0
+    """Of the networks."""
     size: float = 1.0
     """How many times as many questions. For lack of time, the scorers shipped with Qwen2-VL and
     LLaVA-OneVision were made with 0.6, those of 64 vision tokens with 0.4."""
@@ -85,12 +88,19 @@ def main() -> None:
     if not folder.exists():
         write_questions(options, folder)
     best = options.work / "scorer.safetensors"
-    files = (str(best), "--other", str(options.work / "other.safetensors"))
-    cache = ("--cache", str(options.work / "labels"))
-    command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
-    subprocess.run([*command, str(folder / "data.jsonl"), *files, *cache], check=True)
+    train(options, folder, best, "looks")
+    train(options, folder, options.work / "other.safetensors", "paper")
     if not options.small:
         shutil.copyfile(best, options.checkpoint / best.name)
+
+
+def train(options: Options, questions: Path, target: Path, arch: str) -> None:
+    """Train one network; the labels are made once."""
+    target.unlink(missing_ok=True)  # of a run that broke, or of another checkpoint
+    command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
+    given = (str(questions / "data.jsonl"), str(target), "--scorer-arch", arch)
+    cache = ("--cache", str(options.work / "labels"), "--seed", str(options.seed))
+    subprocess.run([*command, *given, *cache], check=True)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,10 @@ class FirstLayerGraph:
 
 @dataclass(frozen=True)
 class ScorerGraph:
-    """Maps first-layer attention to relevance. Feeds what the graph declares."""
+    """Maps first-layer attention, and what tokens look like, to relevance.
+
+    Feeds what the graph declares.
+    """
 
     graph: Graph
     inputs: frozenset[str]
@@ -87,6 +90,7 @@ class ScorerGraph:
             "question": first.question,
             "index": layout.tokens,
             "cells": layout.cells,
+            "embeds": vision.embeds,
         }
         feeds = {name: value for name, value in offered.items() if name in self.inputs}
         return self.graph.run(feeds)["relevance"]

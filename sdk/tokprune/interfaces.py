@@ -117,6 +117,7 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
         "question": Shape("bool", (_FREE,)),
         "index": Shape("int64", (_FREE, _FREE, _FREE)),
         "cells": Shape("int64", (_FREE,)),
+        "embeds": Shape(f32, (_FREE, hidden)),
     }
     vision = {"vision_tokens": Shape(f32, (_ANY, _ANY, hidden))}
     yield from _fits("vision_encoder", graphs.vision_encoder.outputs, vision)

@@ -13,9 +13,9 @@ SCHEMA_VERSION = 1
 Piece = list[int | str]  # special token ids and plain text, in order
 Engine = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 Cache = Literal["grows", "in_place"]
-ScorerKind = Literal["attention", "paper", "grid"]
+ScorerKind = Literal["attention", "paper", "grid", "looks"]
 Modality = Literal["picture", "video"]
-Metrics = dict[str, float]  # held-out: recall_at_50, recall_at_25, spearman, kl, samples
+Metrics = dict[str, float]  # held-out: those of tokprune_export.agreement.Quality
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 CACHE_DTYPES: dict[Precision, str] = {  # all else that the host touches is float32
     "fp32": "float32",

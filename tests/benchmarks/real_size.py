@@ -66,7 +66,7 @@ def write(folder: Path, precision: Precision) -> None:
     from tokprune_export.decoder import Decoder
     from tokprune_export.families.qwen2_vl import text as text_of
     from tokprune_export.rounding import find_rounding
-    from tokprune_export.scorers import GridScorer
+    from tokprune_export.scorers import GridScorer, Size
 
     model = random_model()
     text = text_of(model)
@@ -79,7 +79,7 @@ def write(folder: Path, precision: Precision) -> None:
         forms = [makers[name](text, decoder, target) for name in ("portable", "ort")]
         graphs.write(graphs.first_layer(text), target, "first_layer")
         wide = replace(target, precision="fp32")
-        graphs.write(graphs.scorer(GridScorer(HEADS).eval(), HEADS), wide, "scorer")
+        graphs.write(graphs.scorer(GridScorer(HEADS).eval(), Size(HEADS, HIDDEN)), wide, "scorer")
         table = staged / "embed_tokens.npy"
         records.write_embeddings(text.embeddings, table, EMBEDDING_DTYPES[precision])
         (staged / "forms.json").write_bytes(msgspec.json.encode(forms))

@@ -20,6 +20,7 @@ from tokprune_export.errors import ParityFailed
 from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
 from tokprune_export.parity_report import Row, Rule
+from tokprune_export.scorers import Size
 
 pytestmark = pytest.mark.torch
 FILMS = ("2 frames of 3x5", "8 frames of 4x2")
@@ -136,7 +137,7 @@ def bench(folder: Path, exported: Exported) -> parity.Bench:
 
 
 def failing(folder: Path, exported: Exported) -> set[str]:
-    network = export.load_scorer(None, 5).network
+    network = export.load_scorer(None, Size(5, 60)).network
     rows = parity.check(bench(folder, exported), exported.written.expected, network)
     return {row.graph for row in rows if not row.ok}
 

@@ -7,16 +7,18 @@ from engine_builds import Built
 from torch import nn
 
 from tokprune_export import graphs
-from tokprune_export.scorers import AttentionMean, GridScorer, PaperScorer
+from tokprune_export.scorers import AttentionMean, GridScorer, LooksScorer, PaperScorer, Size
 
 pytestmark = pytest.mark.torch
 SIZES = dict.fromkeys(("u", "r", "H", "W"), (1, 4, 16))
 
 
-@pytest.mark.parametrize("network", [AttentionMean(), PaperScorer(), GridScorer(4)])
+@pytest.mark.parametrize(
+    "network", [AttentionMean(), PaperScorer(), GridScorer(4), LooksScorer(4, 128)]
+)
 def test_tensorrt_builds_every_scorer(network: nn.Module, tmp_path: Path) -> None:
     (tmp_path / graphs.FOLDER).mkdir()
     target = graphs.Target(tmp_path, 18, 64)
-    spec = graphs.write(graphs.scorer(network.eval(), 4), target, "scorer")
+    spec = graphs.write(graphs.scorer(network.eval(), Size(4, 128)), target, "scorer")
     built = Built(tmp_path / spec.file)
     assert built.build(spec, {**SIZES, "n": (4, 196, 900)}) > 1000

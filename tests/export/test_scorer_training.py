@@ -13,7 +13,6 @@ from tokprune.types import KIND, PATCH
 from tokprune_export.agreement import attention_scores, quality, recall, spearman, target_of
 from tokprune_export.label_cache import Label
 from tokprune_export.scorer_training import (
-    Arch,
     Recipe,
     batched_logits,
     collate,
@@ -25,10 +24,12 @@ from tokprune_export.scorer_training import (
     split,
     train,
 )
+from tokprune_export.scorers import NETWORKS, Arch, Size
 
 pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
 HEADS = 2
+SIZE = Size(HEADS, 4)
 
 
 def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
@@ -44,12 +45,25 @@ def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
         index=torch.from_numpy(index.astype(np.int32)),
         cells=torch.from_numpy(cells.astype(np.int32)),
         relevance=torch.from_numpy((scores**2).astype(np.float32)),
+        **prompt_of(vision.embeds),
     )
 
 
-@pytest.mark.parametrize("arch", ["paper", "grid"])
+def prompt_of(embeds: np.ndarray) -> dict[str, torch.Tensor]:
+    """Two rows of text, all vision tokens, two rows of text, and an answer."""
+    tokens = len(embeds)
+    return {
+        "embeds": torch.from_numpy(embeds).half(),
+        "ids": torch.arange(tokens + 4),
+        "slots": torch.arange(2, tokens + 2),
+        "answer": torch.arange(2),
+        "positions": torch.arange(tokens + 6)[None],
+    }
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
-    network = network_of(arch, HEADS, 0)
+    network = network_of(arch, SIZE, 0)
     labels = [label((4, 5)), label((2, 9), (6, 3), seed=1), label((1, 1), seed=2)]
     pairs = [pair_of(network, each, CPU) for each in labels]
     with torch.no_grad():
@@ -60,25 +74,29 @@ def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
             assert (row[len(alone) :] == float("-inf")).all()
 
 
-@pytest.mark.parametrize("arch", ["paper", "grid"])
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_training_sees_what_the_graph_will_see(arch: Arch) -> None:
-    network = network_of(arch, HEADS, 0)
+    network = network_of(arch, SIZE, 0)
     given = label((2, 9), (6, 3))
     (predicted,) = predictions(network, [pair_of(network, given, CPU)])
     with torch.no_grad():
         graph = network(
-            given.attention.float(), given.question, given.index.long(), given.cells.long()
+            given.attention.float(),
+            given.question,
+            given.index.long(),
+            given.cells.long(),
+            given.embeds.float(),
         )
     np.testing.assert_allclose(predicted, graph, rtol=2e-3)  # features are kept in half precision
 
 
-@pytest.mark.parametrize("arch", ["paper", "grid"])
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_training_is_deterministic_and_learns(arch: Arch) -> None:
     labels = [label((5, 5), seed=seed) for seed in range(48)]
     recipe = Recipe(8, 16, 3e-3, 0.0, "cosine")
     runs = []
     for _ in range(2):
-        network = network_of(arch, HEADS, 3)
+        network = network_of(arch, SIZE, 3)
         pairs = [pair_of(network, each, CPU) for each in labels]
         losses: list[float] = []
         best = train(
@@ -93,7 +111,7 @@ def test_training_is_deterministic_and_learns(arch: Arch) -> None:
 
 
 def test_training_ends_where_other_pictures_gain_nothing_and_keeps_the_best_weights() -> None:
-    network = network_of("grid", HEADS, 0)
+    network = network_of("grid", SIZE, 0)
     pairs = [pair_of(network, label((5, 5), seed=seed), CPU) for seed in range(16)]
     # what is checked is the opposite of what is trained on
     opposite = [replace(p, target=target_of(p.target.max() - p.target)) for p in pairs]
@@ -115,8 +133,9 @@ def test_newlines_have_no_say_in_the_training_of_the_grid_network() -> None:
         index=torch.from_numpy(index.astype(np.int32)),
         cells=torch.from_numpy(cells.astype(np.int32)),
         relevance=torch.from_numpy(scores),
+        **prompt_of(vision.embeds),
     )
-    network = network_of("grid", HEADS, 0)
+    network = network_of("grid", SIZE, 0)
     batch = collate([pair_of(network, label((4, 5)), CPU), pair_of(network, given, CPU)])
     logits = batched_logits(network, batch)
     assert (logits[1].isneginf().numpy() == ~patch).all()
@@ -146,7 +165,7 @@ def test_the_target_is_the_upper_half_of_the_relevance() -> None:
 
 
 def test_the_loss_is_the_divergence_of_the_prediction_from_the_target() -> None:
-    network = network_of("paper", HEADS, 0)
+    network = network_of("paper", SIZE, 0)
     batch = collate([pair_of(network, label((2, 3)), CPU), pair_of(network, label((2, 2)), CPU)])
     exact = batch.target.log().clamp(min=-99).masked_fill(~batch.slots, float("-inf"))
     torch.testing.assert_close(divergence(exact, batch), torch.zeros(2), rtol=0, atol=1e-6)
@@ -169,7 +188,8 @@ def test_figures_are_those_of_their_definitions() -> None:
 
 def test_attention_that_ranks_like_the_label_has_full_recall() -> None:
     labels = [label((4, 4), seed=seed) for seed in range(3)]
-    row = quality([attention_scores(each) for each in labels], labels)
+    row = quality([attention_scores(each) for each in labels], labels, [0.5, 0.25, 0.0])
+    assert row.answers_lost == 0.25
     assert (row.recall_at_50, row.recall_at_25, row.samples) == (1, 1, 3)
     assert row.spearman == pytest.approx(1, abs=1e-3)
     assert row.kl > 0

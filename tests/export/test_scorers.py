@@ -16,18 +16,23 @@ from tokprune.manifest import Metrics, Modality, ScorerKind
 from tokprune.selectors.baselines import mean_attention
 from tokprune_export import graphs, onnx
 from tokprune_export.scorers import (
+    NETWORKS,
     TEXT_ROWS,
     AttentionMean,
     GridScorer,
-    PaperScorer,
+    LooksScorer,
+    Network,
     Scorer,
+    Size,
     load_scorer,
     save_scorer,
 )
 
 pytestmark = pytest.mark.torch
-HEADS = 3
-NETWORKS = {"attention": AttentionMean, "paper": PaperScorer, "grid": lambda: GridScorer(HEADS)}
+HEADS, HIDDEN = 3, 10
+SIZE = Size(HEADS, HIDDEN)
+MADE = {"attention": lambda _: AttentionMean(), **NETWORKS}
+NAMES = ("attention", "question", "index", "cells", "embeds")
 
 
 def inputs(
@@ -50,20 +55,21 @@ def inputs(
         torch.from_numpy(question),
         torch.from_numpy(wider),
         torch.from_numpy(cells),
+        torch.from_numpy(random.standard_normal((len(cells), HIDDEN), np.float32)),
     )
 
 
-def made(kind: ScorerKind) -> AttentionMean | PaperScorer | GridScorer:
+def made(kind: ScorerKind) -> AttentionMean | Network:
     torch.manual_seed(1)
-    return NETWORKS[kind]().eval()
+    return MADE[kind](SIZE).eval()
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", MADE)
 def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
     kind: ScorerKind, tmp_path: Path
 ) -> None:
     network = made(kind)
-    onnx.save(onnx.trace(graphs.scorer(network, HEADS), 18), tmp_path / "scorer.onnx")
+    onnx.save(onnx.trace(graphs.scorer(network, SIZE), 18), tmp_path / "scorer.onnx")
     session = InferenceSession(tmp_path / "scorer.onnx")
     declared = [port.name for port in session.get_inputs()]
     for grids, rows in (
@@ -74,8 +80,7 @@ def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
         (((1, 9),), TEXT_ROWS),
     ):
         given = inputs(*grids, rows=rows)
-        names = ("attention", "question", "index", "cells")
-        feeds = {k: v.numpy() for k, v in zip(names, given, strict=True) if k in declared}
+        feeds = {k: v.numpy() for k, v in zip(NAMES, given, strict=True) if k in declared}
         with torch.no_grad():
             expected = network(*given).numpy()
         got = np.asarray(session.run(None, feeds)[0])
@@ -83,13 +88,13 @@ def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
         assert got.sum() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", MADE)
 def test_without_a_marked_question_all_rows_count(kind: ScorerKind) -> None:
-    attention, question, index, cells = inputs((4, 5))
+    attention, question, *rest = inputs((4, 5))
     network = made(kind)
     with torch.no_grad():
-        none = network(attention, torch.zeros_like(question), index, cells)
-        every = network(attention, torch.ones_like(question), index, cells)
+        none = network(attention, torch.zeros_like(question), *rest)
+        every = network(attention, torch.ones_like(question), *rest)
     torch.testing.assert_close(none, every)
 
 
@@ -99,20 +104,21 @@ def test_the_mean_is_the_attention_selectors_own() -> None:
     given = (torch.from_numpy(first.attention), torch.from_numpy(first.question))
     empty = torch.zeros(0, dtype=torch.int64)
     np.testing.assert_allclose(
-        AttentionMean()(*given, empty, empty), mean_attention(first), rtol=1e-6
+        AttentionMean()(*given, empty, empty, torch.zeros(12, 1)), mean_attention(first), rtol=1e-6
     )
 
 
-def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas() -> None:
-    network = made("grid")
+@pytest.mark.parametrize("kind", ["grid", "looks"])
+def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas(kind: ScorerKind) -> None:
+    network = made(kind)
     with torch.no_grad():
         alone = network(*inputs((4, 5)))
         torch.testing.assert_close(network(*inputs((4, 5), bigger=3)), alone)
 
 
-def test_a_picture_does_not_see_its_neighbour() -> None:
+def test_a_picture_does_not_see_its_neighbour_on_the_grid() -> None:
     network = GridScorer(HEADS)
-    attention, question, index, cells = inputs((3, 3), (4, 2))
+    attention, question, index, cells, _ = inputs((3, 3), (4, 2))
     with torch.no_grad():
         before = network.logits(network.features(attention, question), index, cells)
         attention[:, :, 9:] += 0.1
@@ -121,22 +127,62 @@ def test_a_picture_does_not_see_its_neighbour() -> None:
     assert not torch.isclose(before[9:], after[9:]).any()
 
 
-def test_newline_tokens_have_no_cell_and_no_relevance() -> None:
-    attention, question, index, _ = inputs((2, 2), rows=4)
+def test_a_picture_hears_of_its_neighbour_where_looks_are_read() -> None:
+    network = LooksScorer(HEADS, HIDDEN)
+    attention, question, index, cells, embeds = inputs((3, 3), (4, 2))
+    features = network.features(attention, question)
+    with torch.no_grad():
+        before = network.logits(features, embeds, index, cells)
+        apart = network.logits(features, embeds, index, cells, torch.tensor([0, 1]))
+        embeds[9:] += torch.arange(HIDDEN)
+        after = network.logits(features, embeds, index, cells)
+        still = network.logits(features, embeds, index, cells, torch.tensor([0, 1]))
+    assert not torch.isclose(before[:9], after[:9]).any()
+    assert torch.equal(apart[:9], still[:9])  # of another prompt it does not
+
+
+@pytest.mark.parametrize("kind", ["grid", "looks"])
+def test_newline_tokens_have_no_cell_and_no_relevance(kind: ScorerKind) -> None:
+    attention, question, index, _, embeds = inputs((2, 2), rows=4)
     attention = torch.cat([attention, attention[:, :, :2]], dim=2)
     cells = torch.tensor([0, 1, 2, 3, 0, 0])
+    embeds = torch.cat([embeds, embeds[:2]])
     with torch.no_grad():
-        relevance = made("grid")(attention, question, index, cells)
+        relevance = made(kind)(attention, question, index, cells, embeds)
     assert relevance[4:].tolist() == [0, 0]
     assert relevance[:4].min() > 0
 
 
 def test_rows_before_the_last_twenty_do_not_count() -> None:
-    attention, question, index, cells = inputs((3, 4), rows=TEXT_ROWS + 2)
+    attention, question, *rest = inputs((3, 4), rows=TEXT_ROWS + 2)
     network = made("grid")
     with torch.no_grad():
-        expected = network(attention[:, 2:], question[2:], index, cells)
-        torch.testing.assert_close(network(attention, question, index, cells), expected)
+        expected = network(attention[:, 2:], question[2:], *rest)
+        torch.testing.assert_close(network(attention, question, *rest), expected)
+
+
+def test_the_users_words_count_wherever_they_stand_where_looks_are_read() -> None:
+    attention, question, *rest = inputs((3, 4), rows=TEXT_ROWS + 6)
+    question[:] = False
+    question[:2] = True  # before the last twenty
+    network = made("looks")
+    with torch.no_grad():
+        before = network(attention, question, *rest)
+        attention[:, 0, 5] += 0.2
+        assert network(attention, question, *rest)[5] != before[5]
+        attention[:, 3, 5] += 0.2  # no word of the user's, and not among the last twenty
+        again = network(attention, question, *rest)
+        attention[:, 3, 5] -= 0.1
+        assert torch.equal(network(attention, question, *rest), again)
+
+
+def test_what_a_token_looks_like_changes_its_score() -> None:
+    given = inputs((4, 5))
+    network = made("looks")
+    with torch.no_grad():
+        before = network(*given)
+        given[4][7] = given[4][7].flip(0)
+        assert not torch.isclose(network(*given)[7], before[7])
 
 
 def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() -> None:
@@ -147,13 +193,13 @@ def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() ->
         torch.testing.assert_close(network(attention / 50, *rest), network(attention, *rest))
 
 
-@pytest.mark.parametrize("kind", ["paper", "grid"])
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: Path) -> None:
     metrics = {"recall_at_25": 0.5, "samples": 7.0}
     apart: dict[Modality, Metrics] = {"picture": metrics, "video": {"recall_at_25": 0.25}}
     scorer = Scorer(made(kind), kind, ("picture", "video"), metrics, apart)
-    save_scorer(tmp_path / "scorer.safetensors", scorer, HEADS, {"model": "demo"})
-    again = load_scorer(tmp_path / "scorer.safetensors", HEADS)
+    save_scorer(tmp_path / "scorer.safetensors", scorer, SIZE, {"model": "demo"})
+    again = load_scorer(tmp_path / "scorer.safetensors", SIZE)
     assert again[1:] == scorer[1:]
     assert again.trained
     given = inputs((4, 5))
@@ -162,7 +208,7 @@ def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: 
 
 
 def test_no_file_gives_the_mean_attention() -> None:
-    scorer = load_scorer(None, HEADS)
+    scorer = load_scorer(None, SIZE)
     assert scorer[1:] == ("attention", (), {}, {})
     assert not scorer.trained
 
@@ -170,7 +216,7 @@ def test_no_file_gives_the_mean_attention() -> None:
 def test_files_from_before_there_were_videos_were_trained_on_pictures(tmp_path: Path) -> None:
     path = tmp_path / "scorer.safetensors"
     save_file(made("grid").state_dict(), path, metadata=GOOD)
-    scorer = load_scorer(path, HEADS)
+    scorer = load_scorer(path, SIZE)
     assert scorer.modalities == ("picture",)
     assert scorer.metrics_by_modality == {}
 
@@ -184,7 +230,8 @@ GOOD = {"format": "tokprune-scorer", "version": "1", "kind": "grid", "heads": "3
         ({"format": "other"}, "is not a scorer file"),
         ({"version": "2"}, "scorer version '2', this tokprune reads '1'"),
         ({"heads": "8"}, "trained for 8 attention heads, the checkpoint's LLM has 3"),
-        ({"kind": "gird"}, "unknown kind 'gird'"),
+        ({"hidden": "896"}, "trained for 896 numbers a vision token, the checkpoint's LLM has 10"),
+        ({"kind": "gird"}, "unknown kind 'gird'. Known: grid, looks, paper"),
         ({"kind": "paper"}, "does not hold the weights of its kind: depthwise"),
         ({"metrics": "[1]"}, "no readable metrics .* Expected `object`"),
         ({"metrics": "["}, "no readable metrics"),
@@ -199,19 +246,19 @@ def test_wrong_metadata_is_an_error_that_says_what(
     path = tmp_path / "scorer.safetensors"
     save_file(made("grid").state_dict(), path, metadata={**GOOD, **change})
     with pytest.raises(RequestInvalid, match=message):
-        load_scorer(path, HEADS)
+        load_scorer(path, SIZE)
 
 
 def test_damaged_and_missing_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "scorer.safetensors"
     with pytest.raises(RequestInvalid, match="There is no scorer file"):
-        load_scorer(path, HEADS)
+        load_scorer(path, SIZE)
     path.write_text(json.dumps({"not": "tensors"}))
     with pytest.raises(RequestInvalid, match="is not a safetensors file"):
-        load_scorer(path, HEADS)
+        load_scorer(path, SIZE)
     save_file(made("grid").state_dict(), path, metadata=GOOD)
     weights = load_file(path)
     weights["readout.bias"][0] = float("nan")
     save_file(weights, path, metadata=GOOD)
     with pytest.raises(RequestInvalid, match=r"readout\.bias missing, unexpected, of the wrong"):
-        load_scorer(path, HEADS)
+        load_scorer(path, SIZE)

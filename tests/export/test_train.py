@@ -25,7 +25,7 @@ from tokprune_export.examples import Example, read_examples
 from tokprune_export.label_cache import Label, LabelCache
 from tokprune_export.labels import label_all, sample_name
 from tokprune_export.media import FrameFiles
-from tokprune_export.scorers import load_scorer
+from tokprune_export.scorers import Size, load_scorer
 from tokprune_export.teacher import (
     Teacher,
     ask_all,
@@ -36,7 +36,7 @@ from tokprune_export.teacher import (
 from tokprune_export.train import TrainOptions
 
 pytestmark = pytest.mark.torch
-HEADS = 4  # of the demo VLM
+SIZE = Size(4, 128)  # of the demo VLM
 WRONG = "neither"  # what it never says
 ROOT = Path(__file__).parents[2]
 
@@ -114,6 +114,13 @@ def test_a_label_holds_what_the_device_will_see(
         assert (label.cells.numpy() == cells).all()
         assert label.question.tolist() == prompt.words[rows].tolist()
         assert 0 < label.question.sum() < len(rows)
+        assert torch.equal(label.embeds, torch.from_numpy(asked.vision.embeds).half())
+        assert label.ids.tolist() == prompt.ids.tolist()
+        assert label.slots.tolist() == prompt.slots.tolist()
+        assert label.positions[:, : len(prompt.ids)].tolist() == prompt.positions.tolist()
+        said = len(label.answer)
+        following = prompt.next_position + torch.arange(said)
+        assert label.positions[:, -said:].tolist() == [following.tolist()] * len(prompt.positions)
         assert label.relevance.min() >= 0
         assert label.relevance.sum() > 0
 
@@ -122,7 +129,12 @@ def test_labels_are_kept_and_a_second_run_goes_on_from_them(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = TrainOptions(
-        str(checkpoint), data, tmp_path / "a.safetensors", epochs=2, cache=tmp_path / "cache"
+        str(checkpoint),
+        data,
+        tmp_path / "a.safetensors",
+        arch="best",
+        epochs=2,
+        cache=tmp_path / "cache",
     )
     train.run(options)
     monkeypatch.setattr(train, "open_teacher", lambda *_: pytest.fail("computed again"))
@@ -130,6 +142,7 @@ def test_labels_are_kept_and_a_second_run_goes_on_from_them(
         str(checkpoint),
         data,
         tmp_path / "b.safetensors",
+        arch="best",
         epochs=2,
         cache=tmp_path / "cache",
         other=tmp_path / "other.safetensors",
@@ -162,7 +175,7 @@ def test_one_scorer_is_trained_on_pictures_and_videos(
     mixed.write_text("".join(json.dumps(line) + "\n" for line in lines))
     target = tmp_path / "scorer.safetensors"
     train.run(TrainOptions(str(checkpoint), mixed, target, epochs=1))
-    scorer = load_scorer(target, HEADS)
+    scorer = load_scorer(target, SIZE)
     assert scorer.modalities == ("picture", "video")
     apart = scorer.metrics_by_modality
     assert set(apart) == {"picture", "video"}
@@ -173,6 +186,7 @@ def test_one_scorer_is_trained_on_pictures_and_videos(
     with safe_open(target, framework="pt") as file:
         others = json.loads(file.metadata()["others_by_modality"])
     assert set(others["attention"]) == {"picture", "video"}
+    assert apart["video"]["answers_lost"] != apart["picture"]["answers_lost"]
 
 
 def test_an_interrupted_run_keeps_its_labels(
@@ -195,20 +209,23 @@ def test_an_interrupted_run_keeps_its_labels(
 
 def check_files(chosen: Path, other: Path) -> None:
     """Both files load, and each names the other's figures."""
-    kinds = [load_scorer(path, HEADS).kind for path in (chosen, other)]
-    assert sorted(kinds) == ["grid", "paper"]
+    kinds = [load_scorer(path, SIZE).kind for path in (chosen, other)]
+    assert len(set(kinds)) == 2
     figures = []
     for path in (chosen, other):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         assert metadata["model"] == "qwen2_vl"
         assert int(metadata["labels"]) > 20
+        assert metadata["loss"] == ("answers" if metadata["kind"] == "looks" else "relevance")
         figures.append((json.loads(metadata["metrics"]), json.loads(metadata["others"])))
     (mine, beside), (its, _) = figures
-    assert set(mine) == {"recall_at_50", "recall_at_25", "spearman", "kl", "samples"}
+    assert set(mine) == {
+        "recall_at_50", "recall_at_25", "spearman", "kl", "answers_lost", "samples"
+    }  # fmt: skip
     assert beside[kinds[1]] == its
-    assert set(beside) == {kinds[1], "attention"}
-    assert mine["recall_at_25"] >= its["recall_at_25"]
+    assert set(beside) == {"attention", "paper", "grid", "looks"} - {kinds[0]}
+    assert mine["answers_lost"] == min(each["answers_lost"] for each in (mine, its))
 
 
 def test_two_processes_make_the_labels_that_one_makes(
@@ -233,7 +250,7 @@ def test_two_processes_make_the_labels_that_one_makes(
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    load_scorer(tmp_path / "out.safetensors", HEADS)
+    load_scorer(tmp_path / "out.safetensors", SIZE)
     (folder,) = (tmp_path / "cache").iterdir()
     assert len(list(folder.iterdir())) == 2
     cache = LabelCache(folder)
@@ -250,6 +267,23 @@ def test_another_checkpoint_has_another_fingerprint(
 ) -> None:
     folders = [checkpoint, tiny_checkpoint(), tiny_checkpoint(seed=1)]
     assert len({fingerprint(open_checkpoint(str(folder))) for folder in folders}) == 3
+
+
+def test_questions_about_one_picture_keep_its_tokens_once(
+    labels: dict[str, Label | None], tmp_path: Path
+) -> None:
+    cache = LabelCache(tmp_path)
+    for name, label in labels.items():
+        cache.add(name, label)
+    cache.flush()
+    right = {name: label for name, label in labels.items() if label is not None}
+    (shard,) = tmp_path.iterdir()
+    with safe_open(shard, framework="pt") as file:
+        kept = [name for name in file.keys() if name.endswith(".embeds")]  # noqa: SIM118
+    assert 1 < len(kept) < len(right) / 2
+    for name, label in LabelCache(tmp_path).read(right).items():
+        assert torch.equal(label.embeds, right[name].embeds)
+        assert torch.equal(label.answer, right[name].answer)
 
 
 def test_a_damaged_shard_is_an_error_that_names_it(
@@ -314,6 +348,7 @@ def test_what_cannot_work_is_one_line_and_exit_status_2(
         ((checkpoint, tmp_path / "none.jsonl", new), "Cannot read"),
         ((tmp_path, data, new), "There is no"),
         ((checkpoint, data, new, "--limit", 6), "to train on (at least 20, "),
+        ((checkpoint, data, new, "--other", tmp_path / "2"), "leave out --other, or give"),
     ):
         assert exit_of(monkeypatch, *arguments) == 2
         lines = capsys.readouterr().err.splitlines()

@@ -74,7 +74,7 @@ def write_slice(folder: Path, size: Size, layers: int) -> None:
         from real_checkpoints import change_settings, write_random
         from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-        from tokprune_export.scorers import GridScorer, Scorer, save_scorer
+        from tokprune_export.scorers import GridScorer, Scorer, Size, save_scorer
     except ImportError as error:
         raise Skipped(f"The slices need torch and transformers to be made: {error}") from None
 
@@ -106,7 +106,9 @@ def write_slice(folder: Path, size: Size, layers: int) -> None:
     pixels = {"shortest_edge": 3136, "longest_edge": SIZE_HW[0] * SIZE_HW[1]}
     change_settings(folder / "preprocessor_config.json", size=pixels)
     scorer = Scorer(GridScorer(size.heads), "grid", ("picture",), {}, {})
-    save_scorer(folder / "scorer.safetensors", scorer, size.heads, {"model": "random"})
+    save_scorer(
+        folder / "scorer.safetensors", scorer, Size(size.heads, size.hidden), {"model": "random"}
+    )
 
 
 def _timed(setting: Setting, bundle: Path) -> dict[float, dict[str, float]]:

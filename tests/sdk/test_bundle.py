@@ -183,6 +183,14 @@ def test_numbers_that_make_no_sense_are_refused(bundle: Path, edit: str) -> None
     refused(bundle, "numbers")
 
 
+def test_a_scorer_may_read_the_vision_tokens(bundle: Path) -> None:
+    with small_bundle.edited(bundle) as raw:
+        embeds = {"name": "embeds", "dtype": "float32", "shape": ["n", small_bundle.HIDDEN]}
+        raw["graphs"]["scorer"]["inputs"].append(embeds)
+        raw["scorer"]["kind"] = "looks"
+    assert open_bundle(bundle).manifest.scorer.kind == "looks"
+
+
 EXTRA = {"name": "extra", "dtype": "float32", "shape": [1]}
 GRAPHS: dict[str, Callable[[dict[str, Any]], object]] = {
     "no form": lambda graphs: graphs["llm"].clear(),
@@ -193,6 +201,9 @@ GRAPHS: dict[str, Callable[[dict[str, Any]], object]] = {
         graphs["scorer"]["inputs"][0]
     ),
     "a scorer without attention": lambda graphs: graphs["scorer"]["inputs"].clear(),
+    "a scorer of wider tokens": lambda graphs: graphs["scorer"]["inputs"].append(
+        {"name": "embeds", "dtype": "float32", "shape": ["n", 33]}
+    ),
     "a frozen axis": lambda graphs: graphs["first_layer"]["inputs"][0].update(shape=[1, 7, 32]),
     "a wrong rank": lambda graphs: graphs["first_layer"]["inputs"][2].update(shape=["u", 1]),
     "a wrong type": lambda graphs: graphs["first_layer"]["inputs"][2].update(dtype="int32"),

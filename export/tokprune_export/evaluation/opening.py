@@ -45,9 +45,10 @@ def opened(setup: Setup) -> Opened:
     if setup.oracle is None and not setup.scorers:
         return Opened(vlm)
     from tokprune_export.evaluation.truth import open_truth
+    from tokprune_export.scorers import Size
 
-    heads = vlm.bundle.manifest.llm.heads
-    return Opened(vlm, open_truth(setup.oracle, setup.scorers, heads))
+    llm = vlm.bundle.manifest.llm
+    return Opened(vlm, open_truth(setup.oracle, setup.scorers, Size(llm.heads, llm.hidden_size)))
 
 
 def open_bundle(bundle: Path) -> VLM:

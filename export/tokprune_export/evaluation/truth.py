@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from tokprune.canvas import canvas
@@ -12,7 +13,7 @@ from tokprune_export.agreement import recall, spearman
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.evaluation.cells import ScorerFile
 from tokprune_export.labels import explain_answer
-from tokprune_export.scorers import Scorer, load_scorer
+from tokprune_export.scorers import Scorer, Size, load_scorer
 from tokprune_export.teacher import Asked, Teacher, fingerprint, open_teacher
 
 
@@ -23,7 +24,7 @@ class Truth(NamedTuple):
     scorers: dict[str, Scorer]  # by label
 
 
-def open_truth(oracle: str | None, files: Sequence[ScorerFile], heads: int) -> Truth:
+def open_truth(oracle: str | None, files: Sequence[ScorerFile], size: Size) -> Truth:
     """Open a checkpoint and scorer files.
 
     Raises:
@@ -33,7 +34,7 @@ def open_truth(oracle: str | None, files: Sequence[ScorerFile], heads: int) -> T
     teacher = None
     if oracle is not None:
         teacher = open_teacher(open_checkpoint(oracle), torch.device("cpu"))
-    return Truth(teacher, {file.label: load_scorer(Path(file.path), heads) for file in files})
+    return Truth(teacher, {file.label: load_scorer(Path(file.path), size) for file in files})
 
 
 def digest_of(oracle: str) -> str:
@@ -54,7 +55,8 @@ def oracle_scores(
 def scored(scorer: Scorer, vision: VisionTokens, first: FirstLayer) -> Scores:
     """Run a scorer that is not in the bundle."""
     index, cells = canvas(vision.where, vision.regions)
-    given = (first.attention, first.question, index, cells)
+    embeds = np.asarray(vision.embeds, np.float32)
+    given = (first.attention, first.question, index, cells, embeds)
     return scorer.network(*map(torch.from_numpy, given)).numpy()
 
 

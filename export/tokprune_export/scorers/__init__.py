@@ -1,0 +1,41 @@
+"""The scorer graph: from the first layer's attention to the relevance of every vision token.
+
+    AttentionMean   no parameters: what the question attends to
+    PaperScorer     the network of arXiv:2506.01097, open points as in its class
+    GridScorer      rows and heads as channels of small 2-D convolutions over each region's grid
+    LooksScorer     the same, and what the tokens look like
+
+All take `attention [a, u, n]`, `question [u]`, `index [r, rows, columns]` and `cells [n]`
+(tokprune.canvas) and `embeds [n, d]`, and give `relevance [n]`, which sums to 1.
+"""
+
+from tokprune_export.scorers.files import (
+    NETWORKS,
+    Arch,
+    Network,
+    Scorer,
+    Size,
+    load_scorer,
+    save_scorer,
+    size_of,
+)
+from tokprune_export.scorers.grid import TEXT_ROWS, GridScorer
+from tokprune_export.scorers.looks import LooksScorer
+from tokprune_export.scorers.paper import AttentionMean, PaperScorer, mean_rows
+
+__all__ = [
+    "NETWORKS",
+    "TEXT_ROWS",
+    "Arch",
+    "AttentionMean",
+    "GridScorer",
+    "LooksScorer",
+    "Network",
+    "PaperScorer",
+    "Scorer",
+    "Size",
+    "load_scorer",
+    "mean_rows",
+    "save_scorer",
+    "size_of",
+]
