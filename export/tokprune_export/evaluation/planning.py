@@ -139,6 +139,7 @@ def _scorer_files(paths: Sequence[Path], vlm: VLM) -> tuple[ScorerFile, ...]:
     if not paths:
         return ()
     from tokprune_export.evaluation.truth import open_truth
+    from tokprune_export.scorers import Size
 
     labels = [path.stem for path in paths]
     if len(set(labels)) < len(labels):  # runs of one program differ in their folder
@@ -147,7 +148,8 @@ def _scorer_files(paths: Sequence[Path], vlm: VLM) -> tuple[ScorerFile, ...]:
         raise RequestInvalid("--scorer has files of one name in folders of one name: rename one")
     given = zip(paths, labels, strict=True)
     files = tuple(ScorerFile(str(path), label, "") for path, label in given)
-    open_truth(None, files, vlm.bundle.manifest.llm.heads)
+    llm = vlm.bundle.manifest.llm
+    open_truth(None, files, Size(llm.heads, llm.hidden_size))
     return tuple(
         ScorerFile(file.path, file.label, sha256_file(Path(file.path))[:12]) for file in files
     )

@@ -25,7 +25,7 @@ from tokprune_export.evaluation.options import EvaluateOptions
 from tokprune_export.evaluation.record import Record
 from tokprune_export.evaluation.running import Crew, EvaluationBroken
 from tokprune_export.evaluation.suites import Task
-from tokprune_export.scorers import PaperScorer, Scorer, save_scorer
+from tokprune_export.scorers import PaperScorer, Scorer, Size, save_scorer
 
 pytestmark = pytest.mark.torch
 
@@ -41,10 +41,10 @@ def options(
 ) -> EvaluateOptions:
     """Three drawn questions, with the true relevance and another scorer."""
     folder = tmp_path_factory.mktemp("evaluation")
-    heads = tokprune.load(demo_bundle).bundle.manifest.llm.heads
+    llm = tokprune.load(demo_bundle).bundle.manifest.llm
     torch.manual_seed(0)
     scorer = Scorer(PaperScorer(), "paper", ["picture"], {"samples": 0.0}, {})
-    save_scorer(folder / "other.safetensors", scorer, heads, {})
+    save_scorer(folder / "other.safetensors", scorer, Size(llm.heads, llm.hidden_size), {})
     return EvaluateOptions(
         bundle=demo_bundle,
         suite="scenes",
