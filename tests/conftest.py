@@ -118,7 +118,7 @@ def demo_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bundle(demo_checkpoint: Path) -> Path:
-    """The demo Qwen2-VL, exported with its scorer. Kept in build/ until something changes."""
+    """The demo Qwen2-VL, as `make bundles` exports it. Kept in build/ until something changes."""
     return bundle_of(demo_checkpoint)
 
 
@@ -134,7 +134,7 @@ def demo_bundles(demo_checkpoint: Path) -> Callable[..., Path]:
 
 
 def bundle_of(checkpoint: Path, precision: str = "fp32") -> Path:
-    """Export a checkpoint with its scorer, unless it was."""
+    """Export a checkpoint with saliency and its scorer, unless it was."""
     scorer = checkpoint / "scorer.safetensors"
     inputs = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for pattern in WRITERS:
@@ -145,7 +145,7 @@ def bundle_of(checkpoint: Path, precision: str = "fp32") -> Path:
     bundle = ROOT / "build" / "tests" / f"demo-{digest.hexdigest()[:16]}"
     if not bundle.exists():
         options = ["--scorer", str(scorer)] if scorer.exists() else []
-        export_bundle(checkpoint, bundle, "--precision", precision, *options)
+        export_bundle(checkpoint, bundle, "--precision", precision, "--saliency", *options)
     return bundle
 
 

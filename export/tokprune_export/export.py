@@ -34,6 +34,7 @@ from tokprune_export.options import ExportOptions
 from tokprune_export.oracle import Expected, observe
 from tokprune_export.parity_report import Notes, Row, report
 from tokprune_export.rounding import ROUNDED, find_rounding, observe_rounded
+from tokprune_export.saliency import layers_summed
 from tokprune_export.scorers import Scorer as ScorerFile
 from tokprune_export.scorers import load_scorer, size_of
 
@@ -66,6 +67,7 @@ class Plan:
     chat: Chat
     tokens: Tokens
     needs: preflight.Needs
+    saliency_layers: int  # 0: none
 
 
 def export(options: ExportOptions, step: Step, outcome: Outcome) -> Manifest:
@@ -100,6 +102,7 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     family.check(checkpoint.config)
     limits = records.limits(options, checkpoint)
     scorer = load_scorer(options.scorer, size_of(checkpoint.text_config))
+    layers = saliency_layers(options, family, checkpoint)
     needed = preflight.needs(checkpoint, options.num_decoder_layers, options.precision)
     preflight.check(needed, options.output)
     step("chat template")
@@ -107,7 +110,17 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     chat = compile_chat(checkpoint.texts, template)
     tokens = records.tokens(checkpoint, chat)
     verify_chat(checkpoint.texts, template, chat, tokens, checkpoint.family)
-    return Plan(options, checkpoint, family, limits, scorer, chat, tokens, needed)
+    return Plan(options, checkpoint, family, limits, scorer, chat, tokens, needed, layers)
+
+
+def saliency_layers(options: ExportOptions, family: Family, checkpoint: Checkpoint) -> int:
+    """Return how many layers of the vision encoder saliency is summed over, 0 where none is."""
+    if options.saliency:
+        available = family.attention_layers(checkpoint.config)
+        return layers_summed(available, options.saliency_layers)
+    if options.saliency_layers is not None:
+        raise ExportRefused("--saliency-layers says how saliency is summed: give --saliency too")
+    return 0
 
 
 def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Manifest:
@@ -140,6 +153,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
         tokens=plan.tokens,
         limits=plan.limits,
         scorer=_scorer(plan.scorer),
+        saliency_layers=plan.saliency_layers,
         default_selector=TRAINED_SELECTOR if plan.scorer.trained else UNTRAINED_SELECTOR,
         source=records.source(plan.checkpoint),
         files=records.files(folder),
@@ -161,7 +175,7 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     length = plan.limits.max_kv_len
     target = graphs.Target(folder, options.opset, length, options.precision)
     step("vision encoder")
-    vision = graphs.write(plan.family.vision(model), target, "vision_encoder")
+    vision = graphs.write(plan.family.vision(model, plan.saliency_layers), target, "vision_encoder")
     step("first layer")
     first = graphs.write(graphs.first_layer(text), target, "first_layer")
     step("scorer")
@@ -182,7 +196,7 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     shape, left = _shape(text), rounding.left
     del decoder, source
     step("oracle")
-    expected = observe(model, plan.family, options.device)
+    expected = observe(model, plan.family, options.device, saliency_layers=plan.saliency_layers)
     rounded = observe_rounded(model, plan.family, options.device, rounding)
     del model, text, rounding, target
     gc.collect()

@@ -118,7 +118,10 @@ class InPrecision(nn.Module):
         super().__init__()
         self.module, self.dtype = module, dtype
 
-    def forward(self, inputs: list[Tensor]) -> Tensor:
+    def forward(self, inputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
         """Cast what is floating point on the way in and out."""
         inside = [x.to(self.dtype) if x.is_floating_point() else x for x in inputs]
-        return self.module(*inside).float()
+        outside = self.module(*inside)
+        if isinstance(outside, Tensor):
+            return outside.float()
+        return tuple(output.float() for output in outside)

@@ -25,6 +25,11 @@ class ExportOptions:
     linear weights in 4 bits. The scorer stays float32."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
+    saliency: bool = False
+    """Let the vision encoder tell how much attention each vision token gets inside it, which some
+    selectors read. It costs encoder time: its attention is computed once more in those layers."""
+    saliency_layers: int | None = None
+    """Layers that saliency is summed over, the last ones (default: the last third)."""
     opset: Annotated[int, tyro.conf.arg(metavar="18..22")] = 18
     """ONNX opset of the graphs; 18 is what every engine reads."""
     max_input_len: int | None = None

@@ -42,6 +42,7 @@ class Expected:
 
     trial: Trial
     vision: Float32[Array, "n d"]
+    saliency: Float32[Array, " n"] | None  # None: not asked for
     prompt: Float32[Array, "s d"]
     rows: Int64[Array, " u"]
     attention: Float32[Array, "a u n"]
@@ -53,14 +54,19 @@ class Expected:
 
 
 def observe(
-    model: Any, family: Family, device: str, cut: Cut = lambda _: nullcontext()
+    model: Any,
+    family: Family,
+    device: str,
+    cut: Cut = lambda _: nullcontext(),
+    *,
+    saliency_layers: int = 0,
 ) -> list[Expected]:
     """Ask the HF module about every trial of its family."""
     model.to(device)
     with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
         trials = list(family.trials(model))
         longest = max(trials, key=lambda trial: len(trial.ids))
-        oracle = _Oracle(model, family, device, cut)
+        oracle = _Oracle(model, family, device, cut, saliency_layers)
         return [_observe(oracle, trial, calls=trial is longest) for trial in trials]
 
 
@@ -70,13 +76,14 @@ class _Oracle:
     family: Family
     device: str
     cut: Cut
+    saliency_layers: int
 
 
 def _observe(oracle: _Oracle, trial: Trial, *, calls: bool) -> Expected:
     model, family, device = oracle.model, oracle.family, oracle.device
     inputs = {name: value.to(device) for name, value in trial.inputs.items()}
     text = family.text(model)
-    vision = family.encode(model, inputs)
+    vision, layers = family.encode(model, inputs), oracle.saliency_layers
     prompt = text.model.embed_tokens(trial.ids.to(device))
     prompt[trial.slots] = vision
     tokens, logits = _generate(model, inputs)
@@ -95,6 +102,7 @@ def _observe(oracle: _Oracle, trial: Trial, *, calls: bool) -> Expected:
     return Expected(
         trial=trial,
         vision=_array(vision),
+        saliency=_array(family.saliency(model, inputs, layers)) if layers else None,
         prompt=_array(prompt),
         rows=rows,
         attention=_attention(model, text, prompt, trial)[:, rows][:, :, trial.slots.numpy()],

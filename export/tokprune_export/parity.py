@@ -17,6 +17,7 @@ from tokprune.graphs import VisionEncoder
 from tokprune.llm import Call, cache_length, feeds_of, takes_bias
 from tokprune.manifest import Graphs, GraphSpec, LlmForm, Precision
 from tokprune.types import Array, Region
+from tokprune_export.errors import ParityFailed
 from tokprune_export.oracle import Expected, Run
 from tokprune_export.parity_report import EXACT, ROUNDING, RULES, Row, Rule, compare, with_ties
 from tokprune_export.scorers import Size
@@ -70,9 +71,11 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
     """Yield a row for every graph, form and case."""
     yield from _positions(bench, expected)
     encoder = bench.open(bench.graphs.vision_encoder)
-    vision = [VisionEncoder(encoder)(one.trial.media).embeds for one in expected]
-    for one, tokens in zip(expected, vision, strict=True):
-        yield compare("vision_encoder", "", one.trial.name, tokens, one.vision, bench.beside)
+    seen = [VisionEncoder(encoder)(one.trial.media) for one in expected]
+    for one, tokens in zip(expected, seen, strict=True):
+        yield compare("vision_encoder", "", one.trial.name, tokens.embeds, one.vision, bench.beside)
+        yield from _saliency(bench, one, tokens.saliency)
+    vision = [tokens.embeds for tokens in seen]
     del encoder
     yield from _first_layer(bench, expected)
     yield from _scorer(bench, scorer)
@@ -89,6 +92,16 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
             yield compare("llm", form, "against portable", ours, oracle, rule)
     if bench.rounded is not None:
         yield from _rounding(bench, expected, vision)
+
+
+def _saliency(bench: Bench, one: Expected, ours: Array | None) -> Iterator[Row]:
+    """Compare saliency as multiples of its mean: shares of many patches are small numbers."""
+    if (ours is None) != (one.saliency is None):
+        raise ParityFailed("vision_encoder has saliency that was not asked for, or lacks it")
+    if ours is not None and one.saliency is not None:
+        mean = one.saliency.mean()
+        given = (ours / mean, one.saliency / mean)
+        yield compare("saliency", "", one.trial.name, *given, bench.beside)
 
 
 def unrunnable(form: LlmForm) -> str | None:

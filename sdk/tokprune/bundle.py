@@ -159,6 +159,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "llm": msgspec.to_builtins(manifest.llm),
         "limits": msgspec.to_builtins(manifest.limits),
         "scorer": msgspec.to_builtins(manifest.scorer),
+        "saliency_layers": manifest.saliency_layers,
         "default_selector": manifest.default_selector,
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files.values()),

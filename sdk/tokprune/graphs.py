@@ -36,14 +36,19 @@ class VisionEncoder:
 
     def __call__(self, pictures: Sequence[Prepared]) -> VisionTokens:
         """Encode all pictures of a prompt, which may have none."""
-        embeds = [
-            picture.pack([self.graph.run(call)["vision_tokens"] for call in picture.calls])
-            for picture in pictures
-        ]
+        embeds: list[Array] = []
+        saliency: list[Array] = []
+        for picture in pictures:
+            outputs = [self.graph.run(call) for call in picture.calls]
+            embeds.append(picture.pack([output["vision_tokens"] for output in outputs]))
+            if "saliency" in outputs[0]:  # packed as vision tokens with one channel
+                channel = [output["saliency"][..., None] for output in outputs]
+                saliency.append(picture.pack(channel)[:, 0])
         return VisionTokens(
             embeds=np.concatenate(embeds) if embeds else np.zeros((0, 0), np.float32),
             where=np.concatenate([np.zeros((0, 7), np.int32), *(p.where for p in pictures)]),
             regions=tuple(region for picture in pictures for region in picture.regions),
+            saliency=np.concatenate(saliency) if saliency else None,
         )
 
 

@@ -68,6 +68,8 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         yield f"llm.layers is {llm.layers!r:.60}, expected at most {_MOST_LAYERS}"
     if llm.heads % llm.kv_heads:
         yield f"{llm.heads} heads cannot share {llm.kv_heads} kv_heads"
+    if not 0 <= manifest.saliency_layers <= _MOST_LAYERS:
+        yield f"saliency_layers is {manifest.saliency_layers!r:.60}, expected 0 to {_MOST_LAYERS}"
     if limits.max_input_len > limits.max_kv_len:
         yield "limits.max_input_len is above limits.max_kv_len"
     ids = [
@@ -119,8 +121,7 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
         "cells": Shape("int64", (_FREE,)),
         "embeds": Shape(f32, (_FREE, hidden)),
     }
-    vision = {"vision_tokens": Shape(f32, (_ANY, _ANY, hidden))}
-    yield from _fits("vision_encoder", graphs.vision_encoder.outputs, vision)
+    yield from _vision_outputs(manifest)
     yield from _fits("first_layer", graphs.first_layer.inputs, first)
     yield from _fits("first_layer", graphs.first_layer.outputs, attention)
     used = {tensor.name for tensor in graphs.scorer.inputs}  # a scorer may ignore some
@@ -134,6 +135,19 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
         if form.form == "trt" and form.cache == "grows":
             yield "llm.trt has a cache that grows, expected in_place"
         yield from _llm_form(form, manifest, rows)
+
+
+def _vision_outputs(manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with vision tokens and, where the manifest promises it, saliency."""
+    outputs = manifest.graphs.vision_encoder.outputs
+    expected = {"vision_tokens": Shape("float32", (_ANY, _ANY, manifest.llm.hidden_size))}
+    if manifest.saliency_layers:
+        expected["saliency"] = Shape("float32", (_ANY, _ANY))
+    problems = list(_fits("vision_encoder", outputs, expected))
+    yield from problems
+    axes = [tensor.shape[:2] for tensor in outputs]
+    if not problems and axes[0] != axes[-1]:
+        yield f"vision_encoder gives saliency to other tokens than it makes: {axes!r:.200}"
 
 
 def _llm_form(form: LlmForm, manifest: Manifest, rows: Shapes) -> Iterator[str]:

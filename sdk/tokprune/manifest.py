@@ -162,6 +162,7 @@ class Manifest(_Strict, frozen=True):
     default_selector: str
     source: Source
     files: dict[str, File]  # every file that the exporter wrote, manifest.json excepted
+    saliency_layers: int = 0  # of the vision encoder, summed in its second output; 0: it has none
     seal: str = _UNSEALED  # sha256 of manifest.json with 64 zeros here; `encode` sets it
 
 

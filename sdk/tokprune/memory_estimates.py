@@ -191,7 +191,7 @@ def picture_bytes(models: Models, spec: GraphSpec, vision: int) -> tuple[int, in
     """Return what the vision encoder is fed, and its activations: one square picture, or tiles."""
     pixels = next(tensor for tensor in spec.inputs if tensor.name == "pixel_values")
     fixed = [axis for axis in pixels.shape if isinstance(axis, int)]
-    tokens = spec.outputs[0].shape[1]
+    tokens = next(out.shape[1] for out in spec.outputs if out.name == "vision_tokens")
     if isinstance(tokens, int):  # a fixed number of vision tokens a tile: [tiles, 3, S, S]
         sequences, patches = ceil(vision / tokens), (fixed[-1] // models.patch_px) ** 2
         floats = prod(fixed) // patches

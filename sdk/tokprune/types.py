@@ -125,7 +125,9 @@ class VisionTokens:
     embeds: Float[Array, "n d"]
     where: Int32[Array, "n 7"]  # picture, frame, tile, row, column, scale, kind
     regions: tuple[Region, ...]
-    saliency: Float32[Array, " n"] | None = None  # attention inside the vision encoder
+    # Attention that each gets inside the vision encoder, 0 of newlines; None: its graph tells none.
+    # Only comparable within a frame or tile: each shares out 1 a layer among its patches.
+    saliency: Float32[Array, " n"] | None = None
 
     def __post_init__(self) -> None:
         patches = int((self.where[:, KIND] == PATCH).sum())
@@ -134,6 +136,11 @@ class VisionTokens:
             raise ValueError(
                 f"{len(self.embeds)} vision tokens, {len(self.where)} rows in `where` "
                 f"({patches} patches), {cells} cells in the regions: these must agree"
+            )
+        if self.saliency is not None and len(self.saliency) != len(self.where):
+            raise ValueError(
+                f"{len(self.where)} vision tokens, {len(self.saliency)} values of saliency: these "
+                "must agree"
             )
 
 

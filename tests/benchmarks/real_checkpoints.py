@@ -95,7 +95,7 @@ def write_vila(folder: Path) -> None:
     """VILA1.5-3B."""
     from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-    from tokprune_export.families.vila import Projector
+    from tokprune_export.families.vila_projector import Projector
 
     llama = LlamaConfig(
         vocab_size=32000,

@@ -25,7 +25,8 @@ from tokprune_export.errors import ExportRefused
 from tokprune_export.examples import Example
 from tokprune_export.exits import guarded
 from tokprune_export.families import FAMILIES
-from tokprune_export.families.vila import TRIALS, Pack, Vila, VisionEncoder
+from tokprune_export.families.vila import TRIALS, Vila, VisionEncoder
+from tokprune_export.families.vila_projector import Pack
 from tokprune_export.labels import label_all
 from tokprune_export.options import ExportOptions
 from tokprune_export.teacher import ask_all, fingerprint, greedy, open_teacher

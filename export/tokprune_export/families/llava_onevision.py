@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tokprune.families import Span, anyres
 from tokprune.families.anyres import Hw, Tiler
@@ -23,8 +24,9 @@ from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.text_settings import check_text
 from tokprune_export.layers import Linear, frozen, like
 from tokprune_export.loading import load_module
-from tokprune_export.onnx import Input, Output, Source
-from tokprune_export.siglip import Siglip
+from tokprune_export.onnx import Input, Source
+from tokprune_export.saliency import outputs
+from tokprune_export.siglip import Siglip, layers_used, watched_layers
 
 TOKEN_IDS = ("image_token_index", "video_token_index")
 ENCODER, LLM = "siglip_vision_model", "qwen2"
@@ -97,30 +99,41 @@ def text(model: Any) -> TextModel:
 class VisionEncoder(nn.Module):
     """Tiles to vision tokens, those of a tile followed by the newline, for the host to place."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, saliency_layers: int = 0) -> None:
         super().__init__()
         config, projector = model.config, model.model.multi_modal_projector
-        self.encoder = Siglip(model.model.vision_tower, _layers(config.vision_feature_layer))
+        used = _layers(config.vision_feature_layer)
+        self.encoder = Siglip(model.model.vision_tower, used, saliency_layers)
         self.up, self.down = Linear(projector.linear_1), Linear(projector.linear_2)
         self.activation = projector.act
         self.newline = frozen(model.model.image_newline)
 
-    def forward(self, pixel_values: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t p d"]:
-        """Encode each tile by itself."""
-        tokens = self.down(self.activation(self.up(self.encoder(pixel_values))))
+    def forward(self, pixel_values: Float[Tensor, "t 3 h w"]) -> Tensor | tuple[Tensor, Tensor]:
+        """Encode each tile by itself: tokens [t, p, d], and saliency [t, p], 0 of newlines."""
+        states, saliency = self.encoder(pixel_values)
+        tokens = self.down(self.activation(self.up(states)))
         newline = like(self.newline, tokens).expand(tokens.shape[0], 1, -1)
-        return torch.cat((tokens, newline), dim=1)
+        tokens = torch.cat((tokens, newline), dim=1)
+        return tokens if saliency is None else (tokens, functional.pad(saliency, (0, 1)))
 
 
-def vision(model: Any) -> Source:
+def attention_layers(config: Config) -> int:
+    """Return the layers that vision tokens come from."""
+    from transformers import LlavaOnevisionConfig
+
+    whole: Any = LlavaOnevisionConfig.from_dict(dict(config))  # with the class's defaults
+    return layers_used(_layers(whole.vision_feature_layer), whole.vision_config.num_hidden_layers)
+
+
+def vision(model: Any, saliency_layers: int = 0) -> Source:
     """Return the vision encoder, to be traced with 3 tiles."""
     tiler = _tiler(model.config.to_dict())
     side = tiler.tile_px
-    tokens = ("tiles", tiler.newline + 1, model.config.text_config.hidden_size)
-    pixels = Input("pixel_values", torch.zeros(3, 3, side, side), ("tiles", 3, side, side))
-    return Source(
-        VisionEncoder(model), inputs=(pixels,), outputs=(Output("vision_tokens", tokens),)
+    tokens = outputs(
+        "tiles", tiler.newline + 1, model.config.text_config.hidden_size, layers=saliency_layers
     )
+    pixels = Input("pixel_values", torch.zeros(3, 3, side, side), ("tiles", 3, side, side))
+    return Source(VisionEncoder(model, saliency_layers), (pixels,), tokens)
 
 
 def _tiler(config: Config) -> Tiler:
@@ -261,4 +274,35 @@ def encode(model: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
     return torch.cat(shown)
 
 
-FAMILY = Family(check=check, load=load, text=text, vision=vision, trials=trials, encode=encode)
+def saliency(model: Any, inputs: Mapping[str, Tensor], layers: int) -> Float[Tensor, " n"]:
+    """Run HF's own vision encoder, watch its last layers, and pack with HF's own packing.
+
+    What was watched takes the place of the projector's output: pictures first, then videos.
+    """
+    inner, newline = model.model, model.model.image_newline
+    used = _layers(model.config.vision_feature_layer)
+    with watched_layers(inner.vision_tower, used, layers) as total:
+
+        def replaced(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+            del module, given
+            return total().unflatten(0, output.shape[:2])[..., None]
+
+        hook = inner.multi_modal_projector.register_forward_hook(replaced)
+        inner.image_newline = nn.Parameter(torch.zeros_like(newline[:1]))
+        try:
+            return encode(model, inputs)[:, 0]
+        finally:
+            inner.image_newline = newline
+            hook.remove()
+
+
+FAMILY = Family(
+    check=check,
+    load=load,
+    text=text,
+    vision=vision,
+    attention_layers=attention_layers,
+    trials=trials,
+    encode=encode,
+    saliency=saliency,
+)

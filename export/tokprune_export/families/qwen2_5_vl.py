@@ -6,7 +6,7 @@ attention gather them into windows of one size, so that their cost grows with th
 and not with its square.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from tokprune_export.errors import ExportRefused
 from tokprune_export.families import qwen2_vl
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.mrope_trials import Clip, make_trials
-from tokprune_export.families.qwen2_vl import patch_rotation
+from tokprune_export.families.qwen2_vl import merged, patch_rotation
 from tokprune_export.layers import Linear, RmsNorm, frozen, like, rotate, softmax
 from tokprune_export.loading import load_module
-from tokprune_export.onnx import Input, Output, Source
+from tokprune_export.onnx import Input, Source
+from tokprune_export.saliency import outputs, received, watched
 
 
 class _Layers(msgspec.Struct, frozen=True):
@@ -76,10 +77,11 @@ class Block(nn.Module):
         x: Float[Tensor, "f p e"],
         rotation: tuple[Tensor, Tensor],
         windows: tuple[Tensor, Tensor, Tensor] | None,
-    ) -> Float[Tensor, "f p e"]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Let every patch attend to its window, or to its whole frame where `windows` is None.
 
-        Windows are given as the patches of each, the bias of their keys, and the way back.
+        Windows are given as the patches of each, the bias of their keys, and the way back. Queries
+        and keys are returned too, as they were compared.
         """
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.unbind(2)
@@ -95,7 +97,8 @@ class Block(nn.Module):
             mixed = attention(query, key, value, bias).flatten(1, 2).index_select(1, places)
         x = x + self.output(mixed.flatten(2))
         hidden = self.mlp_norm(x)
-        return x + self.down(self.activation(self.gate(hidden)) * self.up(hidden))
+        x = x + self.down(self.activation(self.gate(hidden)) * self.up(hidden))
+        return x, query, key
 
 
 def attention(
@@ -113,13 +116,14 @@ def attention(
 class VisionEncoder(nn.Module):
     """Frames of one size to vision tokens. Positions and windows are inputs: any grid will do."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, saliency_layers: int = 0) -> None:
         super().__init__()
         kernel = source.patch_embed.proj.weight  # kernel = stride: the convolution is a product
         self.patch = frozen(kernel.flatten(1).t())
         self.inverse_frequencies = frozen(source.rotary_pos_emb.inv_freq.float())
         self.blocks = nn.ModuleList(Block(block) for block in source.blocks)
-        self.full = frozenset(source.fullatt_block_indexes)
+        self.full = full_layers(source.fullatt_block_indexes, len(self.blocks))
+        self.salient = self.full[len(self.full) - saliency_layers :]
         self.unit: int = source.spatial_merge_size**2
         merger = source.merger
         self.merge_norm, self.activation = RmsNorm(merger.ln_q), merger.mlp[1]
@@ -131,8 +135,8 @@ class VisionEncoder(nn.Module):
         positions: Int64[Tensor, "p 2"],
         windows: Int64[Tensor, "w s"],
         places: Int64[Tensor, " p"],
-    ) -> Float[Tensor, "f q d"]:
-        """Encode each frame by itself.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Encode each frame by itself: vision tokens [f, q, d], and their saliency [f, q].
 
         Args:
             pixel_values: patches, those of a vision token together.
@@ -146,13 +150,28 @@ class VisionEncoder(nn.Module):
         empty = windows < 0
         bias = torch.where(empty, lowest, 0.0)[:, None, None]
         local = (torch.where(empty, 0, windows), bias, places)
+        shares: list[Tensor] = []
         for number, block in enumerate(self.blocks):
-            x = block(x, rotation, None if number in self.full else local)
+            x, query, key = block(x, rotation, None if number in self.full else local)
+            if number in self.salient:
+                shares.append(received(query, key))
         x = self.merge_norm(x).unflatten(1, (-1, self.unit)).flatten(2)
-        return self.down(self.activation(self.up(x)))
+        tokens = self.down(self.activation(self.up(x)))
+        return (tokens, merged(shares, self.unit)) if shares else tokens
 
 
-def vision(model: Any) -> Source:
+def full_layers(listed: Iterable[int], depth: int) -> list[int]:
+    """Return the layers without windows, ascending; others that are listed mean nothing."""
+    return sorted(set(range(depth)) & set(listed))
+
+
+def attention_layers(config: Config) -> int:
+    """Return the number of layers without windows."""
+    layers = msgspec.convert(dict(config.get("vision_config") or {}), _Layers)
+    return len(full_layers(layers.fullatt_block_indexes, layers.depth))
+
+
+def vision(model: Any, saliency_layers: int = 0) -> Source:
     """Return the vision encoder, to be traced with 3 frames of 6 x 4 vision tokens."""
     source, encoder = model.model.visual, _encoder(model)
     merge = encoder.spatial_merge_size
@@ -165,14 +184,14 @@ def vision(model: Any) -> Source:
     # a trace asks for shapes only: a number of windows that no other axis has
     windows = torch.zeros(5, patches, dtype=torch.int64)
     return Source(
-        VisionEncoder(source),
+        VisionEncoder(source, saliency_layers),
         inputs=(
             Input("pixel_values", pixels, ("F", axis, channels)),
             Input("positions", positions, (axis, 2)),
             Input("windows", windows, ("W", patches)),
             Input("places", places, (axis,)),
         ),
-        outputs=(Output("vision_tokens", ("F", "q", source.config.out_hidden_size)),),
+        outputs=outputs("F", "q", source.config.out_hidden_size, layers=saliency_layers),
     )
 
 
@@ -196,11 +215,33 @@ def trials(model: Any) -> Iterator[Trial]:
     return make_trials(model, TRIALS, partial(with_windows, _encoder(model)), timed=True)
 
 
+def saliency(model: Any, inputs: Mapping[str, Tensor], layers: int) -> Float[Tensor, " n"]:
+    """Run HF's own vision encoder, and watch its last layers without windows."""
+    from transformers.vision_utils import get_vision_window_index
+
+    visual, encoder = model.model.visual, _encoder(model)
+    full = full_layers(visual.fullatt_block_indexes, len(visual.blocks))
+    merge = encoder.spatial_merge_size
+    with watched([visual.blocks[number].attn for number in full[-layers:]]) as total:
+        qwen2_vl.encode(model, inputs)
+        shares = total().unflatten(0, (-1, merge**2)).mean(1)
+    still = "image_grid_thw" in inputs
+    order, _ = get_vision_window_index(
+        inputs["image_grid_thw" if still else "video_grid_thw"],
+        spatial_merge_size=merge,
+        window_size=encoder.window_size,
+        patch_size=encoder.patch_size,
+    )
+    return shares[order.argsort()]
+
+
 FAMILY = Family(
     check=check,
     load=load,
     text=qwen2_vl.text,
     vision=vision,
+    attention_layers=attention_layers,
     trials=trials,
     encode=qwen2_vl.encode,
+    saliency=saliency,
 )

@@ -19,7 +19,8 @@ from tokprune_export.families.mrope_trials import TOKEN_IDS, Clip, make_trials
 from tokprune_export.families.text_settings import check_text
 from tokprune_export.layers import LayerNorm, Linear, frozen, like, rotate, softmax
 from tokprune_export.loading import load_module
-from tokprune_export.onnx import Input, Output, Source
+from tokprune_export.onnx import Input, Source
+from tokprune_export.saliency import outputs, received, watched
 
 
 def check(config: Config) -> None:
@@ -63,15 +64,17 @@ class Block(nn.Module):
         self.up, self.down = Linear(source.mlp.fc1), Linear(source.mlp.fc2)
         self.activation = source.mlp.act
 
-    def forward(self, x: Float[Tensor, "f p e"], rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Let every patch of a frame attend to every other."""
+    def forward(
+        self, x: Float[Tensor, "f p e"], rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Let every patch of a frame attend to every other. Queries and keys are returned too."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = qkv.unbind(2)
         query, key = rotate(query, rotation), rotate(key, rotation)
         scores = (query * query.shape[-1] ** -0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)
         mixed = softmax(scores) @ value.transpose(1, 2)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(self.activation(self.up(self.mlp_norm(x))))
+        return x + self.down(self.activation(self.up(self.mlp_norm(x)))), query, key
 
 
 def patch_rotation(
@@ -86,12 +89,13 @@ def patch_rotation(
 class VisionEncoder(nn.Module):
     """Frames of one size to vision tokens. Positions are inputs, so any grid will do."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, saliency_layers: int = 0) -> None:
         super().__init__()
         kernel = source.patch_embed.proj.weight  # kernel = stride: the convolution is a product
         self.patch = frozen(kernel.flatten(1).t())
         self.inverse_frequencies = frozen(source.rotary_pos_emb.inv_freq.float())
         self.blocks = nn.ModuleList(Block(block) for block in source.blocks)
+        self.salient = range(len(self.blocks) - saliency_layers, len(self.blocks))
         self.unit: int = source.spatial_merge_size**2
         merger = source.merger
         self.merge_norm, self.activation = LayerNorm(merger.ln_q), merger.mlp[1]
@@ -99,17 +103,31 @@ class VisionEncoder(nn.Module):
 
     def forward(
         self, pixel_values: Float[Tensor, "f p c"], positions: Int64[Tensor, "p 2"]
-    ) -> Float[Tensor, "f q d"]:
-        """Encode each frame by itself."""
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Encode each frame by itself: vision tokens [f, q, d], and their saliency [f, q]."""
         rotation = patch_rotation(positions, self.inverse_frequencies, pixel_values)
         x = pixel_values @ like(self.patch, pixel_values)
-        for block in self.blocks:
-            x = block(x, rotation)
+        shares: list[Tensor] = []
+        for number, block in enumerate(self.blocks):
+            x, query, key = block(x, rotation)
+            if number in self.salient:
+                shares.append(received(query, key))
         x = self.merge_norm(x).unflatten(1, (-1, self.unit)).flatten(2)
-        return self.down(self.activation(self.up(x)))
+        tokens = self.down(self.activation(self.up(x)))
+        return (tokens, merged(shares, self.unit)) if shares else tokens
 
 
-def vision(model: Any) -> Source:
+def merged(shares: list[Float[Tensor, "f p"]], unit: int) -> Float[Tensor, "f q"]:
+    """Return the saliency of vision tokens from what their patches get in each layer."""
+    return torch.stack(shares).sum(0).unflatten(1, (-1, unit)).mean(2)
+
+
+def attention_layers(config: Config) -> int:
+    """Return the vision encoder's layers."""
+    return config["vision_config"].get("depth", 32)
+
+
+def vision(model: Any, saliency_layers: int = 0) -> Source:
     """Return the vision encoder, to be traced with 3 frames of 6 x 4 vision tokens."""
     source = model.model.visual
     merge = source.spatial_merge_size
@@ -118,12 +136,12 @@ def vision(model: Any) -> Source:
     channels = source.patch_embed.proj.weight[0].numel()
     pixels = torch.zeros(3, len(positions), channels)
     return Source(
-        VisionEncoder(source),
+        VisionEncoder(source, saliency_layers),
         inputs=(
             Input("pixel_values", pixels, ("F", axis, channels)),
             Input("positions", positions, (axis, 2)),
         ),
-        outputs=(Output("vision_tokens", ("F", "q", source.config.hidden_size)),),
+        outputs=outputs("F", "q", source.config.hidden_size, layers=saliency_layers),
     )
 
 
@@ -150,4 +168,21 @@ def encode(model: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
     return model.model.visual(pixels, grid_thw=grids).pooler_output
 
 
-FAMILY = Family(check=check, load=load, text=text, vision=vision, trials=trials, encode=encode)
+def saliency(model: Any, inputs: Mapping[str, Tensor], layers: int) -> Float[Tensor, " n"]:
+    """Run HF's own vision encoder, and watch its last layers."""
+    visual = model.model.visual
+    with watched([block.attn for block in visual.blocks[-layers:]]) as total:
+        encode(model, inputs)
+        return total().unflatten(0, (-1, visual.spatial_merge_size**2)).mean(1)
+
+
+FAMILY = Family(
+    check=check,
+    load=load,
+    text=text,
+    vision=vision,
+    attention_layers=attention_layers,
+    trials=trials,
+    encode=encode,
+    saliency=saliency,
+)

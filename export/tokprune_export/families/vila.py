@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tokprune.families import Span
 from tokprune.families.vila import ARRANGEMENTS, PADDED, RESIZED, Grid, from_pixels, grid_of
@@ -20,10 +19,12 @@ from tokprune_export.decoder import TextModel
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial
 from tokprune_export.families.text_settings import check_text
+from tokprune_export.families.vila_projector import PackedMean, Projector
 from tokprune_export.layers import LayerNorm, Linear
 from tokprune_export.loading import load_module, load_weights
-from tokprune_export.onnx import Input, Output, Source
-from tokprune_export.siglip import Siglip
+from tokprune_export.onnx import Input, Source
+from tokprune_export.saliency import outputs
+from tokprune_export.siglip import Siglip, layers_used, watched_layers
 from tokprune_export.vila_checkpoint import LLM, PROJECTOR, TOWER, read_config
 
 IMAGE = -200  # stands for a picture in the ids that VILA's model takes
@@ -68,56 +69,6 @@ def _check_tower(config: Config) -> None:
             f"config.json has mm_vision_select_layer {layer!r}; the vision encoder has {depth} "
             "layers"
         )
-
-
-class Pack(nn.Module):
-    """Packs squares of `unit` x `unit` patches into the channels of one token.
-
-    Channels run over the rows of a square, then over its columns. The squares follow one another
-    down the columns of the picture, or along its rows.
-    """
-
-    def __init__(self, projector: str) -> None:
-        super().__init__()
-        self.unit, self.column_major = ARRANGEMENTS[projector]
-
-    def forward(self, x: Float[Tensor, "t p e"]) -> Float[Tensor, "t q f"]:
-        """Take patches row by row."""
-        side = round(x.shape[1] ** 0.5)
-        missing = -side % self.unit
-        grid = x.unflatten(1, (side, side))
-        if missing:
-            grid = functional.pad(grid, (0, 0, 0, missing, 0, missing))
-        squares = grid.unflatten(2, (-1, self.unit)).unflatten(1, (-1, self.unit))
-        order = (0, 3, 1, 2, 4, 5) if self.column_major else (0, 1, 3, 2, 4, 5)
-        return squares.permute(order).flatten(3).flatten(1, 2)
-
-
-class Projector(nn.Module):
-    """From SigLIP's width to Llama's. Its parameters have the names that checkpoints give them."""
-
-    def __init__(self, kind: str, width: int, hidden: int) -> None:
-        super().__init__()
-        packed = width * ARRANGEMENTS[kind].unit ** 2
-        last = (nn.GELU(), nn.Linear(hidden, hidden))
-        self.layers: nn.Module
-        match kind:
-            case "linear":
-                self.layers = nn.Linear(width, hidden)
-            case "mlp2x_gelu":
-                self.layers = nn.Sequential(nn.Linear(width, hidden), *last)
-            case "mlp_downsample_3x3_fix":
-                between = 3 * width
-                first = (Pack(kind), nn.LayerNorm(packed), nn.Linear(packed, between), nn.GELU())
-                second = (nn.LayerNorm(between), nn.Linear(between, hidden), *last)
-                self.layers = nn.Sequential(*first, *second)
-            case _:
-                first = (Pack(kind), nn.LayerNorm(packed), nn.Linear(packed, hidden))
-                self.layers = nn.Sequential(*first, *last)
-
-    def forward(self, x: Float[Tensor, "t p e"]) -> Float[Tensor, "t n d"]:
-        """Make vision tokens."""
-        return self.layers(x)
 
 
 class Vila(nn.Module):
@@ -195,16 +146,20 @@ def text(model: Vila) -> TextModel:
 class VisionEncoder(nn.Module):
     """Pictures to vision tokens, in the projector's order."""
 
-    def __init__(self, model: Vila) -> None:
+    def __init__(self, model: Vila, saliency_layers: int = 0) -> None:
         super().__init__()
-        self.tower = Siglip(model.tower, [model.config["mm_vision_select_layer"]])
+        used = [model.config["mm_vision_select_layer"]]
+        self.tower = Siglip(model.tower, used, saliency_layers)
         given: Any = model.projector.layers
         layers = list(given) if isinstance(given, nn.Sequential) else [given]
         self.projector = nn.Sequential(*map(_ours, layers))
+        self.mean = PackedMean(model.config["mm_projector_type"])
 
-    def forward(self, pixel_values: Float[Tensor, "t 3 s s"]) -> Float[Tensor, "t n d"]:
-        """Encode each picture by itself."""
-        return self.projector(self.tower(pixel_values))
+    def forward(self, pixel_values: Float[Tensor, "t 3 s s"]) -> Tensor | tuple[Tensor, Tensor]:
+        """Encode each picture by itself: vision tokens [t, n, d], and their saliency [t, n]."""
+        states, saliency = self.tower(pixel_values)
+        tokens = self.projector(states)
+        return tokens if saliency is None else (tokens, self.mean(saliency))
 
 
 def _ours(layer: nn.Module) -> nn.Module:
@@ -214,15 +169,18 @@ def _ours(layer: nn.Module) -> nn.Module:
     return LayerNorm(layer) if isinstance(layer, nn.LayerNorm) else layer
 
 
-def vision(model: Vila) -> Source:
+def attention_layers(config: Config) -> int:
+    """Return the layers that vision tokens come from."""
+    depth = config["vision_config"]["num_hidden_layers"]
+    return layers_used([config["mm_vision_select_layer"]], depth)
+
+
+def vision(model: Vila, saliency_layers: int = 0) -> Source:
     """Return the vision encoder, to be traced with 3 pictures."""
     side, width = model.config["vision_config"]["image_size"], model.llm.config.hidden_size
-    shape = ("tiles", 3, side, side)
-    return Source(
-        VisionEncoder(model),
-        inputs=(Input("pixel_values", torch.zeros(3, 3, side, side), shape),),
-        outputs=(Output("vision_tokens", ("tiles", _grid(model).side ** 2, width)),),
-    )
+    pixels = Input("pixel_values", torch.zeros(3, 3, side, side), ("tiles", 3, side, side))
+    tokens = outputs("tiles", _grid(model).side ** 2, width, layers=saliency_layers)
+    return Source(VisionEncoder(model, saliency_layers), (pixels,), tokens)
 
 
 def _grid(model: Vila) -> Grid:
@@ -289,4 +247,22 @@ def encode(model: Vila, inputs: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
     return model.encode(inputs["pixel_values"]).flatten(0, 1)
 
 
-FAMILY = Family(check=check, load=load, text=text, vision=vision, trials=trials, encode=encode)
+def saliency(model: Vila, inputs: Mapping[str, Tensor], layers: int) -> Float[Tensor, " n"]:
+    """Run HF's own vision encoder, and watch its last layers that are used."""
+    used = [model.config["mm_vision_select_layer"]]
+    with watched_layers(model.tower, used, layers) as total:
+        encode(model, inputs)
+        shares = total().unflatten(0, (len(inputs["pixel_values"]), -1))
+    return PackedMean(model.config["mm_projector_type"])(shares).flatten()
+
+
+FAMILY = Family(
+    check=check,
+    load=load,
+    text=text,
+    vision=vision,
+    attention_layers=attention_layers,
+    trials=trials,
+    encode=encode,
+    saliency=saliency,
+)

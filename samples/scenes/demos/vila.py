@@ -22,7 +22,8 @@ from tokprune.families import FAMILIES as PROCESSORS
 from tokprune.families import Processor
 from tokprune.types import Prepared, Prompt
 from tokprune_export.families import FAMILIES
-from tokprune_export.families.vila import IMAGE, Projector, Vila
+from tokprune_export.families.vila import IMAGE, Vila
+from tokprune_export.families.vila_projector import Projector
 from tokprune_export.vila_conversations import VICUNA
 
 SQUARE_PX = 336

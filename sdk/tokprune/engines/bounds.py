@@ -110,8 +110,8 @@ class BoundedGraph:
 class BatchedEncoder:
     """A vision encoder whose frames or tiles are fed as many a time as its engine takes.
 
-    They lie along the first axis of `pixel_values` and of the vision tokens, and do not attend to
-    each other, in every family.
+    They lie along the first axis of `pixel_values` and of all outputs, and do not attend to each
+    other, in every family.
     """
 
     graph: Graph
