@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 import tokprune
-from tokprune.scenes import FilmSample, Sample, film_suite, suite
+from tokprune.scenes import GROUPS, FilmSample, Sample, film_suite, suite
 
 pytestmark = [pytest.mark.torch, pytest.mark.demo]
 
@@ -19,6 +19,8 @@ class Floor(NamedTuple):
     share_at_a_quarter: float  # of the full accuracy, by the bundle's default selector
 
 
+# The shipped checkpoints were trained before there were signs and pages: they do not read.
+KNOWN = tuple(group for group in GROUPS if group not in ("text", "document"))
 PICTURES = {
     "qwen2_vl": Floor(0.84, 0.9),
     "llava_onevision": Floor(0.82, 0.9),
@@ -40,7 +42,8 @@ def accuracy(vlm: tokprune.VLM, samples: Sequence[Sample | FilmSample], budget: 
 def test_answers_about_pictures_stay_above_the_floor(
     family: str, demo_bundles: Callable[[str], Path]
 ) -> None:
-    check(tokprune.load(demo_bundles(family)), list(suite("test", 120)), PICTURES[family])
+    samples = list(suite("test", 120, groups=KNOWN))
+    check(tokprune.load(demo_bundles(family)), samples, PICTURES[family])
 
 
 @pytest.mark.parametrize("family", VIDEOS)

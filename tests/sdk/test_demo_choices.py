@@ -159,7 +159,7 @@ def test_a_cache_that_grows_chooses_like_one_in_place(demo_bundles: Callable[...
         for vlm in forms.values()
     ]
     np.testing.assert_allclose(chosen[0].probabilities, chosen[1].probabilities, atol=1e-4)
-    assert chosen[0].text == chosen[1].text == sample.answer
+    assert chosen[0].text == chosen[1].text
 
 
 @pytest.mark.torch
