@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from fake_ros_actions import wait_for
 from fake_ros_messages import KNOWN
+from sparse_scene import SCENE as SCENE
 from tokprune_ros.asking import Asking
 from tokprune_ros.images import BYTES_A_PIXEL
 
-from tokprune.scenes import suite
 from tokprune.text.sampling import Sampling
 
-(SCENE,) = suite("dev", 1, tokens=196, groups=("color",))
 Header = KNOWN["std_msgs/Header"]
 
 

@@ -50,7 +50,7 @@ def sources() -> str:
     """Return a hash of the code that the graphs are made by."""
     export = Path(__file__).parents[2] / "export" / "tokprune_export"
     names = ("decoder", "graphs", "int8", "layers", "llm_forms", "narrow", "onnx", "quantize")
-    files = [export / f"{name}.py" for name in (*names, "scorers")]
+    files = [export / f"{name}.py" for name in names] + sorted((export / "scorers").glob("*.py"))
     joined = b"".join(path.read_bytes() for path in (*files, Path(__file__)))
     return hashlib.sha256(joined).hexdigest()[:16]
 

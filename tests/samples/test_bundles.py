@@ -55,8 +55,9 @@ def test_every_checkpoint_is_exported_with_its_scorer_and_only_where_it_changed(
     checkout: Path,
 ) -> None:
     scorer = f"--scorer {CHECKPOINTS}/qwen2_vl/scorer.safetensors"
-    qwen = f"tokprune-export {CHECKPOINTS}/qwen2_vl build/bundles/qwen2_vl {scorer}"
-    vila = f"tokprune-export {CHECKPOINTS}/vila build/bundles/vila"
+    export = f"tokprune-export {CHECKPOINTS}"
+    qwen = f"{export}/qwen2_vl build/bundles/qwen2_vl --saliency {scorer}"
+    vila = f"{export}/vila build/bundles/vila --saliency"
     assert sorted(make(checkout, "bundles")) == [qwen, vila]
     assert make(checkout, "bundles") == []
     made = checkout / "build/bundles/vila/manifest.json"

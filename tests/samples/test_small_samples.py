@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sparse_scene import SCENE
 
 import tokprune
-from tokprune.scenes import film_suite, suite
+from tokprune.scenes import film_suite
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "samples"
@@ -26,7 +27,6 @@ SMALL = ("describe", "patrol", "many_questions", "video_to_jsonl", "async_robot"
 # `pip install .` brings these (README); openai is what its part about serving uses.
 INSTALLED = {"PIL", "numpy", "rich", "tokprune", "tyro"}
 OF_ONE = {"openai_client": {"openai"}}
-(SCENE,) = suite("dev", 1, tokens=196, groups=("color",))
 
 
 @pytest.fixture
