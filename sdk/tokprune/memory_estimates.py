@@ -30,6 +30,7 @@ FLOAT = 4  # bytes; ONNX Runtime's CPU computes in float32 whatever the weights 
 ENGINE = 25 << 20  # the library, once a process; two thirds are pages of its file
 SESSION = 15  # times the size of the ONNX file: nodes and kernels
 TOKENIZER, TOKENIZER_LIBRARY = 7, 3 << 20  # times the size of tokenizer.json; and once a process
+ONE_HEAD = 1.4  # copies of one head's scores for saliency (measured: 1.4 of 4 heads, 0.9 of 16)
 HOST = 3  # times the pixels that are fed: pictures before and after they are resized
 # What weights become, once open, by bare matrix products (tests/benchmarks/products.py), no bundle
 # of size being at hand: float32 from float16, by constant folding; int4 is packed beside its own
@@ -173,7 +174,9 @@ def prefill_bytes(form: LlmForm, widths: Widths, rows: int, *, written: bool) ->
     return int(wide + copies * widths.heads * rows * rows * FLOAT)
 
 
-def encoder_bytes(widths: Widths, sequences: int, patches: int, input_floats: int) -> int:
+def encoder_bytes(
+    widths: Widths, sequences: int, patches: int, input_floats: int, *, saliency: bool = False
+) -> int:
     """Return the activations of one call of the vision encoder.
 
     Args:
@@ -181,10 +184,16 @@ def encoder_bytes(widths: Widths, sequences: int, patches: int, input_floats: in
         sequences: frames or tiles; attention stays within each.
         patches: of each sequence.
         input_floats: of one patch, as it is fed.
+        saliency: whether the graph tells it, from the scores of one head after the other.
     """
     wide = 3 * widths.mlp + 6 * widths.hidden + input_floats
-    scores = widths.heads * patches
-    return sequences * patches * (wide + scores) * FLOAT
+    scores = (widths.heads + (ONE_HEAD if saliency else 0)) * patches
+    return int(sequences * patches * (wide + scores) * FLOAT)
+
+
+def tells_saliency(encoder: GraphSpec) -> bool:
+    """Tell whether a vision encoder has that output."""
+    return any(output.name == "saliency" for output in encoder.outputs)
 
 
 def picture_bytes(models: Models, spec: GraphSpec, vision: int) -> tuple[int, int | None]:
@@ -200,7 +209,8 @@ def picture_bytes(models: Models, spec: GraphSpec, vision: int) -> tuple[int, in
     size = sequences * patches * floats * FLOAT
     if models.vision is None:
         return size, None
-    return size, encoder_bytes(models.vision, sequences, patches, floats)
+    saliency = tells_saliency(spec)
+    return size, encoder_bytes(models.vision, sequences, patches, floats, saliency=saliency)
 
 
 def first_layer_bytes(widths: Widths, rows: int, question: int) -> int:

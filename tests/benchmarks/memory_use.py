@@ -148,9 +148,10 @@ def estimate(cell: Cell, tokens: int) -> tuple[int, int]:
         shape = feeds(cell)["pixel_values"].shape
         if len(shape) == 4:
             patches, floats = (shape[2] // models.patch_px) ** 2, 3 * models.patch_px**2
-            run = estimates.encoder_bytes(models.vision, shape[0], patches, floats)
         else:
-            run = estimates.encoder_bytes(models.vision, shape[0], shape[1], shape[2])
+            patches, floats = shape[1], shape[2]
+        saliency = estimates.tells_saliency(spec)
+        run = estimates.encoder_bytes(models.vision, shape[0], patches, floats, saliency=saliency)
     elif cell.kind == "products":
         packed = estimates.packed(products.precision(cell.form))
         weights, run = estimates.weights_of(folder, _file(cell), packed), 0

@@ -319,13 +319,20 @@ def test_a_number_of_layers_that_makes_no_sense_is_refused(bundle: Path, layers:
 
 
 def test_memory_is_estimated_by_vision_tokens_wherever_they_stand(bundle: Path) -> None:
-    (bundle / "config.json").write_text(json.dumps({"vision_config": {"patch_size": 14}}))
+    vision = {"patch_size": 14, "hidden_size": 8, "mlp_ratio": 2, "num_heads": 2}
+    (bundle / "config.json").write_text(json.dumps({"vision_config": vision}))
     before = open_bundle_spec(bundle)
     declare(bundle, 1, SALIENCY, first=True)
     after = open_bundle_spec(bundle)
     assert after.outputs[0].name == "saliency"
     sizes = models(bundle)
-    assert picture_bytes(sizes, after, 50) == picture_bytes(sizes, before, 50)
+    (fed, activations), (fed_before, before_it) = (
+        picture_bytes(sizes, spec, 50) for spec in (after, before)
+    )
+    assert fed == fed_before
+    patches = 4 * 8**2  # a square of 50 vision tokens or more
+    assert before_it is not None
+    assert activations == before_it + int(1.4 * patches**2 * 4)
 
 
 def open_bundle_spec(bundle: Path) -> Any:
