@@ -26,4 +26,4 @@ def test_requests_of_every_kind_leave_nothing_behind(requests: int, demo_bundle:
 
 @pytest.mark.demo
 def test_a_cache_without_bound_is_found_out(demo_bundle: Path) -> None:
-    assert faults(measured(str(demo_bundle), 200, "cache")) == {"memory"}
+    assert faults(measured(str(demo_bundle), 400, "cache")) == {"memory"}
