@@ -14,6 +14,7 @@ from tokprune_export.evaluation.cells import (
     DOWNSAMPLE,
     RANDOM,
     SEEDS,
+    SHUFFLED,
     UNPRUNED,
     WITHOUT_PRUNING,
     Cell,
@@ -217,7 +218,7 @@ def _differences(
     places = {column: place for place, column in enumerate(answered.columns)}
     found: Figures = {}
     for name in ours:
-        for rival in (*rivals, f"{name}, question shuffled"):
+        for rival in (*rivals, f"{name}{SHUFFLED}"):
             shared = [
                 c.budget
                 for c in places

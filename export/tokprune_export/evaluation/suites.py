@@ -5,14 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-
-import numpy as np
+from typing import cast
 
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Modality
 from tokprune.scenes import FilmSample, Sample, Split, film_suite, suite
 from tokprune.scenes.suite import grid_of
-from tokprune.types import Clip, Medium
+from tokprune.types import Medium
 from tokprune_export.examples import Example, read_examples
 from tokprune_export.media import Source, identity, modality
 
@@ -123,16 +122,14 @@ def pairs(suite_: Suite, count: int) -> Iterator[Task]:
 def _drawn(suite_: Suite, scenes: int, questions: int = 1) -> Iterator[Task]:
     for sample in _samples(suite_, scenes, questions):
         media = (sample.clip,) if isinstance(sample, FilmSample) else sample.pictures
-        dense = bool(getattr(sample, "dense", False))
+        dense = isinstance(sample, Sample) and sample.dense
         yield Task(
             sample.key, sample.key, media, sample.question, sample.answer, sample.group, dense
         )
 
 
 def _samples(suite_: Suite, scenes: int, questions: int) -> Iterable[Sample | FilmSample]:
-    split: Split = "test" if suite_.split == "test" else "train"
-    if suite_.split == "dev":
-        split = "dev"
+    split = cast(Split, suite_.split)  # files do not come here
     if suite_.frames is None:
         return suite(split, scenes, tokens=suite_.tokens, questions=questions)
     grid = grid_of(suite_.tokens or TOKENS[FILMS])
@@ -167,22 +164,13 @@ def _twinned(given: Iterable[Task], circle: Sequence[str]) -> Iterator[Task]:
 def _drawn_pairs(suite_: Suite, scenes: int) -> Iterator[Task]:
     last: Task | None = None
     for task in _drawn(suite_, scenes, questions=2):
-        if last is not None and _scene(last) == _scene(task) and _shows_same(last, task):
+        if last is not None and _scene(last) == _scene(task):
             yield replace(task, key=f"{task.key} after {last.question}", before=last.question)
         last = task
 
 
 def _scene(task: Task) -> str:
     return task.key.rpartition("/")[0]
-
-
-def _shows_same(first: Task, second: Task) -> bool:
-    """Tell whether two questions of a scene are about the same; some draw pictures of their own."""
-    shown = [
-        [np.asarray(m.frames if isinstance(m, Clip) else m) for m in task.media]
-        for task in (first, second)
-    ]
-    return len(shown[0]) == len(shown[1]) and all(map(np.array_equal, *shown))
 
 
 def _given_pairs(suite_: Suite) -> Iterator[Task]:
