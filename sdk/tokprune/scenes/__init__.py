@@ -4,7 +4,7 @@ from tokprune.scenes.data_file import write
 from tokprune.scenes.drawing import draw
 from tokprune.scenes.film_suite import FILM_GROUPS, FilmSample, film_suite
 from tokprune.scenes.page_questions import ask_page, describe_page
-from tokprune.scenes.pages import Page, make_page
+from tokprune.scenes.pages import Chart, Form, Page, make_page
 from tokprune.scenes.questions import Question, ask, compare, describe, in_picture
 from tokprune.scenes.scene import Scene, Thing, make_scene
 from tokprune.scenes.suite import GROUPS, Sample, Split, make_companion, suite
@@ -12,7 +12,9 @@ from tokprune.scenes.suite import GROUPS, Sample, Split, make_companion, suite
 __all__ = [
     "FILM_GROUPS",
     "GROUPS",
+    "Chart",
     "FilmSample",
+    "Form",
     "Page",
     "Question",
     "Sample",

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from tokprune.scenes.pages import Page
+from tokprune.scenes.pages import Chart, Form, Page
 from tokprune.scenes.questions import NUMBERS, Question
 
 
@@ -12,13 +12,13 @@ def ask_page(rng: Random, page: Page, count: int) -> list[Question]:
     for _ in range(8 * count):
         if len(found) == count:
             break
-        question = _form(rng, page) if page.fields else _chart(rng, page)
+        question = _form(rng, page) if isinstance(page, Form) else _chart(rng, page)
         if question not in found:
             found.append(question)
     return found
 
 
-def _form(rng: Random, page: Page) -> Question:
+def _form(rng: Random, page: Form) -> Question:
     field = rng.choice(page.fields)
     draw = rng.random()
     if draw < 0.65:
@@ -28,7 +28,7 @@ def _form(rng: Random, page: Page) -> Question:
     return Question("how many fields are there?", NUMBERS[len(page.fields)], "document")
 
 
-def _chart(rng: Random, page: Page) -> Question:
+def _chart(rng: Random, page: Chart) -> Question:
     bar = rng.choice(page.bars)
     draw = rng.random()
     if draw < 0.5:
@@ -46,6 +46,8 @@ def _chart(rng: Random, page: Page) -> Question:
 
 def describe_page(page: Page) -> Question:
     """All of it, in reading order: an auxiliary task of the training."""
-    words = [f"{field.key} {field.value}" for field in page.fields]
-    words += [f"{bar.color} bar {bar.number}" for bar in page.bars]
+    if isinstance(page, Form):
+        words = [f"{field.key} {field.value}" for field in page.fields]
+    else:
+        words = [f"{bar.color} bar {bar.number}" for bar in page.bars]
     return Question("describe the image.", "; ".join(words), "caption")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from tokprune.scenes.glyphs import STYLES
 from tokprune.scenes.scene import COLORS, TOKEN_PX
@@ -36,26 +36,29 @@ class Bar(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Page:
-    """A page before it is drawn: a form or a chart."""
+class Paper:
+    """What every page has before it is drawn."""
 
     rows: int  # vision tokens
     columns: int
     style: str
     height: int  # of the letters, pixels
     dark: bool  # light on dark
-    left: int  # where the keys of a form begin, pixels
-    middle: int  # where its values begin
-    fields: tuple[Field, ...]
-    bars: tuple[Bar, ...]
-    base: int  # bottom of the bars, pixels
-    bar_width: int
     seed: int  # of the paper
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.rows * TOKEN_PX, self.columns * TOKEN_PX
+
+
+@dataclass(frozen=True)
+class Form(Paper):
+    """Fields with values, one below the other."""
+
+    left: int  # where the names of the fields begin, pixels
+    middle: int  # where the values begin
+    fields: tuple[Field, ...]
 
     def key_letters(self, field: Field) -> tuple[Letter, ...]:
         """The characters of a field's name."""
@@ -65,11 +68,23 @@ class Page:
         """The characters of a field's value."""
         return letters(field.value, self.style, self.height, self.middle, field.y)
 
+
+@dataclass(frozen=True)
+class Chart(Paper):
+    """Bars with numbers, side by side."""
+
+    bars: tuple[Bar, ...]
+    base: int  # bottom of the bars, pixels
+    bar_width: int
+
     def number_letters(self, bar: Bar) -> tuple[Letter, ...]:
         """The digits above a bar."""
         width = text_width(str(bar.number), self.style, self.height)
         y = bar.top - round(0.8 * self.height)
         return letters(str(bar.number), self.style, self.height, bar.x - width // 2, y)
+
+
+Page: TypeAlias = Form | Chart
 
 
 def make_page(rng: Random, rows: int, columns: int) -> Page:
@@ -84,7 +99,7 @@ def make_page(rng: Random, rows: int, columns: int) -> Page:
     return _form(rng, rows, columns) if form else _chart(rng, rows, columns)
 
 
-def _form(rng: Random, rows: int, columns: int) -> Page:
+def _form(rng: Random, rows: int, columns: int) -> Form:
     height, width = rows * TOKEN_PX, columns * TOKEN_PX
     letter, style = rng.randint(*LETTER_PX), rng.choice(STYLES)
     room = (height - 2 * EDGE_PX) // round(LINE * letter)
@@ -106,7 +121,7 @@ def _form(rng: Random, rows: int, columns: int) -> Page:
     left = EDGE_PX + rng.randint(0, free // 2)
     middle = left + keys_width + letter + rng.randint(0, free // 2)
     lines = (round(top + pitch * (number + 0.5)) for number in range(count))
-    return Page(
+    return Form(
         rows=rows,
         columns=columns,
         style=style,
@@ -115,14 +130,11 @@ def _form(rng: Random, rows: int, columns: int) -> Page:
         left=left,
         middle=middle,
         fields=tuple(map(Field, keys, values, lines)),
-        bars=(),
-        base=0,
-        bar_width=0,
         seed=rng.randrange(2**31),
     )
 
 
-def _chart(rng: Random, rows: int, columns: int) -> Page:
+def _chart(rng: Random, rows: int, columns: int) -> Chart:
     height, width = rows * TOKEN_PX, columns * TOKEN_PX
     letter, style = rng.randint(*LETTER_PX), rng.choice(STYLES)
     widest = text_width("00", style, letter) + 8
@@ -149,15 +161,12 @@ def _chart(rng: Random, rows: int, columns: int) -> Page:
             zip(rng.sample(colors, count), numbers, strict=True)
         )
     )
-    return Page(
+    return Chart(
         rows=rows,
         columns=columns,
         style=style,
         height=letter,
         dark=dark,
-        left=0,
-        middle=0,
-        fields=(),
         bars=bars,
         base=base,
         bar_width=round(min(pitch * rng.uniform(0.45, 0.75), 44)),
