@@ -25,6 +25,8 @@ class Batch:
     positions: Tensor  # [p, b, s]
     referents: Tensor  # [b, s, parts] classes of the thing that a phrase means, at its last token
 
+    letters: Tensor  # [b, s] where the next character of a spelled text is seen, else IGNORED
+
     def to(self, device: str) -> "Batch":
         """The same on a device."""
         names = [f.name for f in fields(self) if f.name != "pixels"]

@@ -22,7 +22,8 @@ pipeline_tag: image-text-to-text
 # A small {name} that answers questions about drawn scenes
 
 It makes the examples of tokprune work and lets its pruning be measured where no pretrained weights
-can be fetched. It knows drawn shapes, colours and digits, and nothing else.
+can be fetched. It knows drawn shapes, colours and digits, signs of two to four characters, forms
+and charts with few fields and bars, and nothing else.
 
 **It was trained with dropout of vision tokens, of both kinds described below.** Such a model bears
 pruning better than one that has never missed a token: every pruning figure measured with it should
@@ -37,20 +38,24 @@ say so.
 
 Scenes of `tokprune.scenes`, drawn while training, no two alike: 6 shapes in 8 colours on a noisy
 background with distractors, small and large within a picture, digits on some large ones, scale 0.5
-to 1.5. {films}Every batch is a function of the seed and the step. The test scenes below are another
+to 1.5; signs with two to four characters among them; and pages: forms of two to eight fields,
+charts of bars with numbers. A quarter of the large scenes are crowded, with 20 things and more.
+{films}Every batch is a function of the seed and the step. The test scenes below are another
 stream of random numbers.
 
 ## Recipe
 
 {recipe}
 
-1. Vision encoder alone: a throw-away linear head names shape, colour, size and digit of what every
-   vision token shows. Without this, shapes and digits stay at chance.
+1. Vision encoder alone: a throw-away linear head names what every vision token shows: shape,
+   colour, size and digit, and of a text its first two characters there, the place of these in the
+   text and the field that it belongs to. Without this, shapes, digits and letters stay at chance.
 2. Questions, with half of that loss beside them. One row is a picture and several questions about
    it under a block-causal mask. Tiny pictures first, then larger ones.
 3. Beside step 2, throw-away heads inside the LLM: after its second layer every vision token is
    asked for its row and column, after its third the last token of every phrase ("the green
-   circle") for the thing it means. Answers alone teach that too slowly.{doing}
+   circle") for the thing it means, and while a text is spelled every token for the character that
+   comes next: where it stands, and which one it is. Answers alone teach that too slowly.{doing}
 4. From {layouts_from:.0%} of step 2 on, other layouts beside single pictures: {layouts_trained}.
 5. From {dropout_from:.0%} on, vision tokens are hidden from the LLM in 70 % of the rows. Half of
    these lose a share U(0, 0.7) of all tokens; the other half lose U(0.4, 1) of the background and

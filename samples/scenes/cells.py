@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from tokprune.scenes import Page, Scene
+from tokprune.scenes import Form, Page, Scene
 from tokprune.scenes.film import DIRECTIONS, Event, Film
 from tokprune.scenes.glyphs import CHARACTERS
 from tokprune.scenes.pages import FIELDS
@@ -16,9 +16,20 @@ from tokprune.types import COLUMN, FRAME, KIND, PATCH, ROW, TILE, Prepared, Regi
 IGNORED = -100
 KINDS = (*SHAPES, "sign", "bar", "line")  # what may cover a vision token
 READ = 2  # characters of a vision token that are asked for
-# Kind, colour, size, digit, the first and the second character, the field of a form; 0 is none.
-CLASSES = (len(KINDS) + 1, len(COLORS) + 1, 3, 11, *(len(CHARACTERS) + 1,) * READ, len(FIELDS) + 1)
-DIGIT, FIRST, SECOND, FIELD = range(3, len(CLASSES))
+LONGEST_TEXT = 5  # characters
+# Kind, colour, size, digit, the first and the second character, the field of a form, and the
+# place of the first character in its text, by which it is found again while a text is spelled.
+# 0 is none.
+CLASSES = (
+    len(KINDS) + 1,
+    len(COLORS) + 1,
+    3,
+    11,
+    *(len(CHARACTERS) + 1,) * READ,
+    len(FIELDS) + 1,
+    LONGEST_TEXT + 1,
+)
+DIGIT, FIRST, SECOND, FIELD, ORDER = range(3, len(CLASSES))
 Shown: TypeAlias = Scene | Film | Page
 EVENTS = ("stays", "appears", "disappears", "turns", *DIRECTIONS)
 LONGEST_FILM, LONGEST_SIDE = 16, 24  # frames, vision tokens
@@ -49,13 +60,23 @@ def box_of(prepared: Prepared) -> Box:
     return Box(0, 0, height, width)
 
 
+def token_at(prepared: Prepared, y: int, x: int) -> int | None:
+    """Which vision token of the finest grid shows a place of the picture; None: it sees none."""
+    region, box = prepared.regions[-1], box_of(prepared)
+    row = int((y - box.top) / box.height * region.rows)
+    column = int((x - box.left) / box.width * region.columns)
+    wanted = {TILE: region.tile, FRAME: region.frame, KIND: PATCH, ROW: row, COLUMN: column}
+    found = np.all([prepared.where[:, name] == value for name, value in wanted.items()], axis=0)
+    return int(found.argmax()) if found.any() else None
+
+
 def labels_of(shown: Shown | None, prepared: Prepared) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each vision token shows [n, 7], what has happened there [n, 2], where it is [n, 3]."""
+    """What each vision token shows [n, 8], what has happened there [n, 2], where it is [n, 3]."""
     return label_tokens(shown, prepared), label_events(shown, prepared), label_places(prepared)
 
 
 def label_tokens(shown: Shown | None, prepared: Prepared) -> np.ndarray:
-    """Classes [n, 7] of what covers most of each vision token; IGNORED where that is not known."""
+    """Classes [n, 8] of what covers most of each vision token; IGNORED where that is not known."""
     labels = np.full((len(prepared.where), len(CLASSES)), IGNORED, np.int64)
     if shown is None:
         return labels
@@ -72,7 +93,7 @@ def label_tokens(shown: Shown | None, prepared: Prepared) -> np.ndarray:
 
 
 def _region_grid(shown: Shown, prepared: Prepared, region: Region, box: Box) -> np.ndarray:
-    """Classes [rows, columns, 7] of one region."""
+    """Classes [rows, columns, 8] of one region."""
     rows, columns = region.rows, region.columns
     if isinstance(shown, Page):
         return label_page(shown, box, rows, columns)
@@ -96,13 +117,15 @@ def _region_grid(shown: Shown, prepared: Prepared, region: Region, box: Box) -> 
 
 
 def label_page(page: Page, box: Box, rows: int, columns: int) -> np.ndarray:
-    """Classes [rows, columns, 7] of a form or chart."""
+    """Classes [rows, columns, 8] of a form or chart."""
     grid = np.zeros((rows, columns, len(CLASSES)), np.int64)
     line = KINDS.index("line") + 1
-    for field in page.fields:
-        for text in (page.key_letters(field), page.value_letters(field)):
-            _cover(grid, box, _around(text), (line, 0), FIELDS.index(field.key) + 1)
-            _read(grid, box, text)
+    if isinstance(page, Form):
+        for field in page.fields:
+            for text in (page.key_letters(field), page.value_letters(field)):
+                _cover(grid, box, _around(text), (line, 0), FIELDS.index(field.key) + 1)
+                _read(grid, box, text)
+        return grid
     for bar in page.bars:
         color = list(COLORS).index(bar.color) + 1
         half = max(1.0, (page.base - bar.top) / 2)
@@ -137,20 +160,20 @@ def _cover(
     area = area * _overlap(np.abs(right - x), half_width, width)
     covers = area > 0
     share = area / min(height * width, 4 * half_height * half_width)
-    grid[covers] = (*classes, 0, 0, 0, 0, field)
+    grid[covers] = (*classes, 0, 0, 0, 0, field, 0)
     grid[covers & (share < SLIVER)] = IGNORED
 
 
 def _read(grid: np.ndarray, box: Box, text: Sequence[Letter]) -> None:
     """Write the characters whose centres lie in a cell, from the left; of more, the first two."""
     rows, columns = grid.shape[:2]
-    for letter in reversed(text):
+    for place, letter in reversed(list(enumerate(text, start=1))):
         row = int((letter.y - box.top) / box.height * rows)
         column = int((letter.x - box.left) / box.width * columns)
         if 0 <= row < rows and 0 <= column < columns:
             cell = grid[row, column]
             cell[SECOND] = max(cell[FIRST], 0)
-            cell[FIRST] = CHARACTERS.index(letter.character) + 1
+            cell[FIRST], cell[ORDER] = CHARACTERS.index(letter.character) + 1, place
 
 
 def _span(film: Film, prepared: Prepared, number: int) -> range:
@@ -203,7 +226,7 @@ def _so_far(event: Event, frame: int) -> tuple[int, int]:
 
 
 def label_grid(things: Sequence[Thing], box: Box, rows: int, columns: int) -> np.ndarray:
-    """Classes [rows, columns, 7] of what covers most of each cell; slivers are ignored."""
+    """Classes [rows, columns, 8] of what covers most of each cell; slivers are ignored."""
     height, width = box.height / rows, box.width / columns
     y, x = np.mgrid[:rows, :columns]
     y, x = box.top + (y + 0.5) * height, box.left + (x + 0.5) * width
@@ -219,7 +242,7 @@ def label_grid(things: Sequence[Thing], box: Box, rows: int, columns: int) -> np
         share = area / min(height * width, (2 * half) ** 2)
         size = 1 + thing.large if both_sizes else IGNORED
         color = list(COLORS).index(thing.color) + 1
-        labels[covers] = (KINDS.index(thing.shape) + 1, color, size, 0, 0, 0, 0)
+        labels[covers] = (KINDS.index(thing.shape) + 1, color, size, 0, 0, 0, 0, 0)
         if thing.digit is not None:
             central = np.hypot(down, right) <= 0.64 * max(height, width)
             labels[..., DIGIT][covers] = np.where(central, int(thing.digit) + 1, IGNORED)[covers]

@@ -34,9 +34,9 @@ from tokprune.scenes.scene import CROWD_TOKENS
 Weights: TypeAlias = Sequence[tuple[float, tuple[float, ...]]]
 ALL_GROUPS = (*GROUPS, *FILM_GROUPS, "size", "frame", "caption")
 # The hard ones more often. A guess from earlier runs; the shares were not searched.
-ASKED = (*MAKERS, "is_beside", "is_beside", "count", "count", "digit", "position", *("text",) * 4)
-PAGES_SHARE = 0.3  # of the rows with one picture show a form or chart
-SIGNS_SHARE, CROWDED_SHARE = 0.55, 0.25
+ASKED = (*MAKERS, "is_beside", "is_beside", "count", "count", "digit", "position", *("text",) * 5)
+PAGES_SHARE = 0.35  # of the rows with one picture show a form or chart
+SIGNS_SHARE, CROWDED_SHARE = 0.7, 0.25
 SMALLEST_PAGE = 5  # vision tokens a side
 CAPTION_THINGS = 12  # more are not described: too long
 # Cells of a frame, and frames: short films of few things first, for the reason that demo.py gives.
@@ -50,7 +50,7 @@ LARGEST = (20, 20)  # half as many rows of it
 
 
 def make_batch(
-    writer: Writer, seed: int, step: int, done: float, *, factor: int = 1, begin: float = 0.0
+    writer: Writer, seed: int, step: int, done: float, *, factor: float = 1.0, begin: float = 0.0
 ) -> Batch:
     """Draw the batch of one step.
 
@@ -59,31 +59,39 @@ def make_batch(
         seed: of the training.
         step: of the training.
         done: share of the language steps, below 0 before these.
-        factor: how many times as many rows as on a CPU.
-        begin: where in the plan the training began, if it went on from a checkpoint.
+        factor: how many times as many rows as the plan has.
+        begin: where in the plan of layouts the training began, if it went on from a checkpoint.
     """
     rng = Random(f"{seed}/{step}")
     plan = writer.demo.plan
+    schedule = plan.again if begin else plan.schedule
     if done < 0:
-        band = rng.choices(plan.bands, _now(plan.schedule, begin) if begin else plan.vision)[0]
+        band = rng.choices(plan.bands, _now(plan.again, 0.0) if begin else plan.vision)[0]
         grid = rng.choice([grid for grid in band.grids if grid != LARGEST])
-        pictures = [_picture(rng, grid) for _ in range(factor * band.rows)]
+        pictures = [_picture(rng, grid) for _ in range(_rows(band.rows, factor))]
         return writer.batch([Row((each,), (0,), ()) for each in pictures], band.side_px)
+    band = rng.choices(plan.bands, _now(schedule, done))[0]  # of one plain picture
+    done = begin + (1 - begin) * done
     layout = "plain"
     if done >= plan.layouts_from:
         rest = 1 - sum(plan.layouts.values())
         layout = rng.choices(["plain", *plan.layouts], [rest, *plan.layouts.values()])[0]
     if layout == "film":
         grid, frames = rng.choice(rng.choices(FILMS, _now(FILMS_SCHEDULE, done))[0])
-        rows = FILM_ROWS * factor * 8 // frames
+        rows = _rows(FILM_ROWS * 8 // frames, factor)
         return writer.batch([_film(rng, grid, frames) for _ in range(rows)])
-    weights = plan.schedule if layout in ("plain", "talk") else plan.others
-    band = rng.choices(plan.bands, _now(weights, done))[0]
+    if layout not in ("plain", "talk"):
+        band = rng.choices(plan.bands, _now(plan.others, done))[0]
     grid = rng.choice([grid for grid in band.grids if layout == "plain" or grid != LARGEST])
-    rows = max(2, band.rows // 2) if layout == "several" or grid == LARGEST else band.rows
+    halved = layout == "several" or grid == LARGEST
+    rows = _rows(band.rows // 2 if halved else band.rows, factor)
     systems = 0.1 if done >= plan.layouts_from else 0.0
-    made = [make_row(rng, grid, layout, systems) for _ in range(factor * rows)]
+    made = [make_row(rng, grid, layout, systems) for _ in range(rows)]
     return writer.batch(made, band.side_px)
+
+
+def _rows(planned: int, factor: float) -> int:
+    return max(2, round(planned * factor))
 
 
 def with_films(demo: Demo, share: float) -> Demo:

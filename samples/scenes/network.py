@@ -3,6 +3,9 @@
 The forward pass computes what transformers computes; packed questions need a mask of their own.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from attention import attend, turn
 from demos.demo import Llm
@@ -10,6 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 BLOCKED = -1e9
+# Told the number of a layer, its queries and keys [b, heads, s, width], and what is added to their
+# products.
+Watch: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 def initialise(llm: Llm) -> None:
@@ -26,7 +32,9 @@ def initialise(llm: Llm) -> None:
             weight.normal_(0, std)
 
 
-def run_text(llm: Llm, embeds: Tensor, positions: Tensor, bias: Tensor) -> list[Tensor]:
+def run_text(
+    llm: Llm, embeds: Tensor, positions: Tensor, bias: Tensor, watch: Watch | None = None
+) -> list[Tensor]:
     """Hidden states [b, s, d] after each layer, the last one normalised.
 
     Args:
@@ -34,12 +42,13 @@ def run_text(llm: Llm, embeds: Tensor, positions: Tensor, bias: Tensor) -> list[
         embeds: [b, s, d]
         positions: [p, b, s]; rotary positions of p axes.
         bias: [b, 1, s, s], added to the attention logits.
+        watch: sees what each layer attends with.
     """
     cos, sin = llm.rotary(embeds, positions if len(positions) > 1 else positions[0])
     cos, sin = cos[:, None], sin[:, None]
     x = embeds
     states: list[Tensor] = []
-    for layer in llm.layers:
+    for number, layer in enumerate(llm.layers, start=1):
         attention = layer.self_attn
         h = layer.input_layernorm(x)
         q, k, v = (
@@ -49,6 +58,8 @@ def run_text(llm: Llm, embeds: Tensor, positions: Tensor, bias: Tensor) -> list[
         q, k = turn(q, cos, sin) * attention.scaling, turn(k, cos, sin)
         groups = attention.num_key_value_groups
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        if watch is not None:
+            watch(number, q, k, bias)
         x = x + attention.o_proj(attend(q, k, v, bias))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
         states.append(x)

@@ -25,7 +25,7 @@ from cells import (
 )
 from torch import Tensor
 
-from tokprune.scenes import Page, Scene
+from tokprune.scenes import Form, Page, Scene
 from tokprune.scenes.film import Film, moved
 from tokprune.scenes.glyphs import CHARACTERS
 from tokprune.scenes.pages import FIELDS
@@ -72,7 +72,7 @@ def _find_written(
     places: list[tuple[int, int, str, str | None]]  # y, x, kind, colour
     if isinstance(shown, Scene):
         places = [(s.letters[0].y, s.letters[0].x, "sign", s.color) for s in shown.signs]
-    elif said["field"]:
+    elif isinstance(shown, Form):
         fields = [field for field in shown.fields if field.key == said["field"]]
         starts = [shown.value_letters(field)[0] for field in fields]
         places = [(letter.y, letter.x, "line", None) for letter in starts]
@@ -92,9 +92,11 @@ def _find_written(
     return [(match.end(), _padded(classes))]
 
 
-def find_letters(answer: str, shown: Shown, region: Region) -> dict[int, tuple[int, ...]]:
-    """The classes of each character of an answer that is read from the picture, by its index."""
-    found: dict[int, tuple[int, ...]] = {}
+def find_letters(
+    answer: str, shown: Shown, region: Region
+) -> dict[int, tuple[Letter, tuple[int, ...]]]:
+    """Each character of an answer that is read from the picture, and its classes, by its index."""
+    found: dict[int, tuple[Letter, tuple[int, ...]]] = {}
     for text in [] if isinstance(shown, Film) else _texts(shown):
         spelled = "".join(letter.character for letter in text)
         match = re.search(rf"\b{spelled}\b", answer)
@@ -107,7 +109,7 @@ def find_letters(answer: str, shown: Shown, region: Region) -> dict[int, tuple[i
             taken[place[:2]] = slot + 1
             character = CHARACTERS.index(letter.character)
             classes = (1, *place, *(IGNORED,) * (DIGIT + 1), slot, character)
-            found[index] = _padded(classes)
+            found[index] = letter, _padded(classes)
     return found
 
 
@@ -115,8 +117,9 @@ def _texts(shown: Scene | Page) -> list[tuple[Letter, ...]]:
     """All that is an answer where it is asked for."""
     if isinstance(shown, Scene):
         return [sign.letters for sign in shown.signs]
-    values = [shown.value_letters(field) for field in shown.fields]
-    return values + [shown.number_letters(bar) for bar in shown.bars]
+    if isinstance(shown, Form):
+        return [shown.value_letters(field) for field in shown.fields]
+    return [shown.number_letters(bar) for bar in shown.bars]
 
 
 def _padded(classes: tuple[int, ...]) -> tuple[int, ...]:
@@ -188,7 +191,7 @@ def _does(film: Film, number: int, region: Region) -> tuple[int, ...]:
 
 
 def classes_loss(logits: Tensor, labels: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, float]:
-    """Mean over `parts` of the cross-entropy, and the share of labels that are right.
+    """Mean over the `parts` that have labels of the cross-entropy, and the share that is right.
 
     Args:
         logits: [m, sum of parts]
@@ -200,8 +203,10 @@ def classes_loss(logits: Tensor, labels: Tensor, parts: tuple[int, ...]) -> tupl
     for index, part in enumerate(logits.float().split(parts, -1)):
         wanted = labels[:, index]
         some = wanted != IGNORED
+        if not bool(some.any()):  # pictures have no events: the others count the more
+            continue
         each = F.cross_entropy(part, wanted.clamp(min=0), reduction="none")
-        losses.append((each * some).sum() / some.sum().clamp(min=1))
+        losses.append((each * some).sum() / some.sum())
         right += int((part.argmax(-1) == wanted)[some].sum())
         known += int(some.sum())
     return torch.stack(losses).mean(), right / max(1, known)

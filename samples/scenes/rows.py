@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from batch import PAD_SEGMENT, Batch
-from cells import IGNORED, Shown, labels_of
+from cells import IGNORED, Shown, labels_of, token_at
 from demos import DEMOS
 from referents import REFERENT, find_letters, find_referents
 from torch import Tensor
@@ -72,6 +72,8 @@ class _Line:
     shown: list[Prepared] = field(default_factory=list)  # in the order of the slots
     pending: str = ""  # text not tokenised yet, as what follows may belong to its last token
     marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # characters of it
+    letters: list[tuple[int, int]] = field(default_factory=list)  # who looks for one, and where
+    starts: dict[int, int] = field(default_factory=dict)  # of what is shown, by its id
     asked: int = 0
     segment: int = 0
     ended: bool = False  # whether a turn was answered last
@@ -100,6 +102,7 @@ class _Line:
     def show(self, prepared: Prepared, token: int) -> None:
         """Append the vision tokens of a picture."""
         count = len(prepared.where)
+        self.starts[id(prepared)] = len(self.ids)
         self.add([token] * count)
         self.slots[-count:] = [True] * count
         self.spans[-1] = Span(count, prepared.regions)
@@ -142,10 +145,13 @@ class Writer:
         found = [self._positions(line, self._processor(side_px)) for line in lines]
         positions = np.zeros((len(found[0]), len(lines), length), np.int64)
         referents = np.full((len(lines), length, len(REFERENT)), IGNORED, np.int64)
+        letters = np.full((len(lines), length), IGNORED, np.int64)
         for index, line in enumerate(lines):
             positions[:, index, : len(line.ids)] = found[index]
             for token, classes in line.referents:
                 referents[index, token] = classes
+            for token, seen in line.letters:
+                letters[index, token] = seen
         shown = [(line, prepared) for line in lines for prepared in line.shown]
         labels = [labels_of(_scene(line, prepared), prepared) for line, prepared in shown]
         cells, events, places = map(np.concatenate, zip(*labels, strict=True))
@@ -162,6 +168,7 @@ class Writer:
             questions=table("questions", -1),
             positions=torch.from_numpy(positions),
             referents=torch.from_numpy(referents),
+            letters=torch.from_numpy(letters),
         )
 
     @property
@@ -243,9 +250,14 @@ class Writer:
         assert isinstance(self._end, int)  # a template's turn ends with a token
         if about := _about(line, part):
             read = find_letters(part.answer, *about)
-            for number, (_, end) in enumerate(words.offsets):
-                if classes := read.get(end - 1 - len(self._before_answer)):
-                    line.referents.append((len(line.ids) - 1 + number, classes))
+            prepared = line.media[part.about or 0][0]
+            for number, (_, end) in enumerate(words.offsets, start=len(line.ids) - 1):
+                if found := read.get(end - 1 - len(self._before_answer)):
+                    letter, classes = found
+                    line.referents.append((number, classes))
+                    seen = token_at(prepared, letter.y, letter.x)
+                    if seen is not None:
+                        line.letters.append((number, line.starts[id(prepared)] + seen))
         line.answer([*words.ids, self._end], part.group)
         line.ended = True
 

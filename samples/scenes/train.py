@@ -41,6 +41,7 @@ from tokprune.scenes import make_scene
 from tokprune_export.checkpoint import open_checkpoint
 
 REPORT_STEPS = 50
+HEADS_RATE = 5e-3  # while they learn alone
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,14 @@ class Options:
     init: Path | None = None
     """Start from the weights of this checkpoint instead of from nothing."""
     begin: float = 0.0
-    """Where in the plan of pictures a training starts: 0.6 for one that goes on from a checkpoint,
-    which needs no tiny pictures first."""
+    """Where in the plan of layouts a training starts: 0.6 for one that goes on from a checkpoint,
+    which has a plan of pictures of its own."""
+    heads_steps: int = 0
+    """First steps that train the heads of the auxiliary tasks alone: fresh ones would turn over
+    what a checkpoint has learnt."""
+    rows: float = 1.0
+    """How many times as many rows in a batch as the plan has; with half of them a step takes little
+    more than half of the time."""
     films: float | None = None
     """Share of the videos, where not that of the plan."""
     language: Path | None = None
@@ -89,9 +96,9 @@ class Options:
         return "cuda" if self.preset == "gpu" else "cpu"
 
     @property
-    def batch_factor(self) -> int:
-        """How many times the rows of a CPU batch."""
-        return 4 if self.preset == "gpu" else 1
+    def batch_factor(self) -> float:
+        """How many times the rows that the plan has."""
+        return 4 * self.rows if self.preset == "gpu" else self.rows
 
     @property
     def total(self) -> int:
@@ -108,7 +115,9 @@ class Options:
 
     def rate(self, step: int) -> float:
         """Learning rate: warm-up, constant, cosine."""
-        rate = self.lr * min(1.0, (step + 1) / 150)
+        if step < self.heads_steps:
+            return HEADS_RATE
+        rate = self.lr * min(1.0, (step - self.heads_steps + 1) / 150)
         if self.done(step) > self.constant:
             along = (self.done(step) - self.constant) / (1 - self.constant)
             rate *= max(0.01, 0.5 * (1 + math.cos(math.pi * along)))
@@ -174,6 +183,8 @@ class Run:
         rate = options.rate(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        alone = self.step < options.heads_steps
+        nn.Module.requires_grad_(self.model, not alone)
         torch.manual_seed(options.seed * 1_000_003 + self.step)
         done = options.done(self.step)
         drop = done >= options.dropout_from and not options.plain
@@ -273,13 +284,9 @@ def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
     if options.films is not None:
         writer.demo = with_films(writer.demo, options.films)
     for step in range(start, options.total):
+        factor, begin = options.batch_factor, options.begin
         done = options.done(step)
-        if done >= 0:
-            done = options.begin + (1 - options.begin) * done
-        batch = make_batch(
-            writer, options.seed, step, done, factor=options.batch_factor, begin=options.begin
-        )
-        queue.put(batch)
+        queue.put(make_batch(writer, options.seed, step, done, factor=factor, begin=begin))
     Event().wait()  # its tensors are gone with the process, and some may wait to be taken
 
 

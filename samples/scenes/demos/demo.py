@@ -51,6 +51,9 @@ class Plan:
     # schedule of Qwen2-VL that mixed all sizes from the start stood still at 57 %.
     schedule: tuple[tuple[float, tuple[float, ...]], ...]
     others: tuple[tuple[float, tuple[float, ...]], ...]  # the same for layouts but "plain"
+    # The same for a training that goes on from a checkpoint, by the share of its own steps: small
+    # pictures first here too, as letters are learnt on them at a third of the price.
+    again: tuple[tuple[float, tuple[float, ...]], ...]
     layouts: Mapping[str, float]  # shares of the steps, after `layouts_from`; the rest is "plain"
     layouts_from: float = 0.25
 
