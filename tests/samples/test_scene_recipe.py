@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -63,22 +64,15 @@ def test_the_learning_rate_warms_up_once_the_heads_have_learnt(run: Any) -> None
 def test_it_has_a_plan_of_pictures_of_its_own(run: Any) -> None:
     from mixture import make_batch
 
-    plan = run.demo.plan
-    cells = {band.grids[0][0] * band.grids[0][1] for band in plan.bands}
+    def smallest(begin: float) -> float:
+        """Share of the steps of the encoder alone that show pictures of 16 vision tokens."""
+        batches = (make_batch(run.writer, 1, s, -1.0, factor=0.1, begin=begin) for s in range(40))
+        return fmean(int(b.slots[0].sum()) == 16 for b in batches)
 
-    def sides(begin: float) -> Counter[int]:
-        """Vision tokens of the first pictures of 60 steps of the encoder alone."""
-        found: Counter[int] = Counter()
-        for step in range(60):
-            grid = make_batch(run.writer, 1, step, -1.0, begin=begin).pixels["image_grid_thw"][0]
-            found[int(grid.prod()) // 4] += 1
-        return found
-
-    smallest = min(cells)
-    assert plan.vision[0] >= 0.4
-    assert sides(0.0)[smallest] >= 15
-    assert plan.again[0][1][0] <= 0.05
-    assert sides(0.6)[smallest] <= 8
+    assert run.demo.plan.vision[0] >= 0.4
+    assert run.demo.plan.again[0][1][0] <= 0.05
+    assert smallest(0.0) > 0.25
+    assert smallest(0.6) < 0.2
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision", "vila"])
@@ -91,7 +85,7 @@ def test_who_spells_looks_at_the_token_that_shows_the_next_character(
 
     writer = Writer(FOLDER / "checkpoints" / family)
     seen: Counter[bool] = Counter()
-    for seed in range(6):
+    for seed in range(8):
         batch = writer.batch([make_row(Random(seed), (8, 8), "plain")])
         for at, place in enumerate(batch.letters[0].tolist()):
             if place >= 0:
@@ -101,7 +95,7 @@ def test_who_spells_looks_at_the_token_that_shows_the_next_character(
                 }
                 said = writer.tokenizer.decode([int(batch.labels[0, at])]).strip()
                 seen[bool(batch.slots[0, place]) and said in shown] += 1
-    assert seen[True] > 50
+    assert seen[True] > 30
     assert seen[False] <= 2  # a third narrow one in a cell has no label
 
 
