@@ -64,6 +64,11 @@ class Options:
     """Where the bundles are."""
     split: str = "test"
     """Drawn scenes: try this program on "dev"."""
+    selectors: str = "all"
+    """Names, with commas, as tokprune-eval takes them."""
+    budgets: str = "1.0,0.5,0.33,0.25,0.22,0.11,0.05"
+    oracle: bool = True
+    """Whether to find the true relevance too, which takes longer than all answers."""
     samples: int = 500
     """Questions that every cell is asked."""
     more: tuple[str, ...] = ()
@@ -79,12 +84,13 @@ def run(options: Options, case: Case) -> None:
     """Ask the questions of one case, and put its tables among the results."""
     out = options.work / case.name
     more = ("--more", *options.more) if options.more else ()
+    oracle = ("--oracle", str(CHECKPOINTS / case.family)) if options.oracle else ()
     subprocess.run(
         [
             *(sys.executable, "-c", CODE, str(options.bundles / case.family)),
             *("--suite", case.suite, "--split", options.split, "--out", str(out)),
             *("--samples", str(options.samples), "--processes", str(options.processes)),
-            *("--oracle", str(CHECKPOINTS / case.family)),
+            *("--selectors", options.selectors, "--budgets", options.budgets, *oracle),
             *("--note", f"{NOTE} {options.note}".strip(), *more),
         ],
         check=True,

@@ -19,14 +19,14 @@ class Floor(NamedTuple):
     share_at_a_quarter: float  # of the full accuracy, by the bundle's default selector
 
 
-# The shipped checkpoints were trained before there were signs and pages: they do not read.
-KNOWN = tuple(group for group in GROUPS if group not in ("text", "document"))
+# VILA1.5 was trained before there were signs and pages: it does not read.
+ASKED = {"vila": tuple(group for group in GROUPS if group not in ("text", "document"))}
 PICTURES = {
-    "qwen2_vl": Floor(0.84, 0.9),
-    "llava_onevision": Floor(0.82, 0.9),
+    "qwen2_vl": Floor(0.73, 0.9),
+    "llava_onevision": Floor(0.68, 0.9),
     "vila": Floor(0.77, 0.92),
 }
-VIDEOS = {"qwen2_vl": Floor(0.76, 0.82), "llava_onevision": Floor(0.74, 0.79)}
+VIDEOS = {"qwen2_vl": Floor(0.74, 0.8), "llava_onevision": Floor(0.7, 0.75)}
 
 
 def accuracy(vlm: tokprune.VLM, samples: Sequence[Sample | FilmSample], budget: float) -> float:
@@ -42,7 +42,7 @@ def accuracy(vlm: tokprune.VLM, samples: Sequence[Sample | FilmSample], budget: 
 def test_answers_about_pictures_stay_above_the_floor(
     family: str, demo_bundles: Callable[[str], Path]
 ) -> None:
-    samples = list(suite("test", 120, groups=KNOWN))
+    samples = list(suite("test", 120, groups=ASKED.get(family, GROUPS)))
     check(tokprune.load(demo_bundles(family)), samples, PICTURES[family])
 
 

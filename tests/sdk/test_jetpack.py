@@ -10,7 +10,7 @@ import pytest
 
 import tokprune
 import tokprune_runtimes
-from tokprune.scenes import GROUPS, suite
+from tokprune.scenes import suite
 
 pytestmark = pytest.mark.jetpack
 
@@ -40,8 +40,7 @@ def test_the_wheel_has_one_file_in_the_namespace_of_optimum() -> None:
 @pytest.mark.demo
 def test_the_demo_answers_as_well_as_on_newer_versions(demo_bundle: Path) -> None:
     vlm = tokprune.load(demo_bundle)
-    known = [group for group in GROUPS if group not in ("text", "document")]  # it does not read yet
-    samples = list(suite("test", 60, groups=known))
+    samples = list(suite("test", 60))
     answers = [vlm.ask(list(s.pictures), s.question, budget=0.5, max_new_tokens=8) for s in samples]
     right = [answer.text == s.answer for answer, s in zip(answers, samples, strict=True)]
-    assert sum(right) / len(right) >= 0.8  # 90 % of thousands, on Python 3.11 and at this budget
+    assert sum(right) / len(right) >= 0.68  # 81 % of thousands with all tokens, on Python 3.11
