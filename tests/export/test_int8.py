@@ -160,7 +160,8 @@ def test_layers_round_the_rows_of_each_call_by_themselves() -> None:
             parts = linear(x)
     assert torch.equal(whole, linear(int8.round_rows(x)))
     calls = [linear(int8.round_rows(part)) for part in (x[:, :3], x[:, 3:])]
-    assert torch.equal(parts, torch.cat(calls, dim=1))
+    torch.testing.assert_close(parts, torch.cat(calls, dim=1))  # sums may be split by rows
+    assert not torch.allclose(parts, whole, rtol=1e-4)
     assert not torch.equal(parts[:, :3], whole[:, :3])
     assert torch.equal(linear(x), plain)  # no longer
 

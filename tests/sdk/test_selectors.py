@@ -141,10 +141,10 @@ def test_half_of_coverage_is_relevance_and_half_lies_far_apart() -> None:
     assert (VISION.where[taken, 0] == 1).sum() >= 3  # the other picture is not left blind
 
 
-def test_relevance_and_attention_weigh_the_same_unless_told_otherwise() -> None:
+def test_relevance_counts_alone_unless_told_otherwise() -> None:
     relevant = np.eye(TOTAL, dtype=np.float32)[3]
     attended = first_layer(VISION, np.eye(TOTAL, dtype=np.float32)[5])
-    for share, expected in ((None, (0.5, 0.5)), (0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))):
+    for share, expected in ((None, (1.0, 0.0)), (0.5, (0.5, 0.5)), (1.0, (0.0, 1.0))):
         given = {} if share is None else {"attention_share": share}
         for make in (relevance_spread, relevance_coverage):
             made = make(lambda *_: relevant, **given)

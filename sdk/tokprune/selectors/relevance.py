@@ -18,13 +18,14 @@ from tokprune.selectors.selector import (
     prefix_of,
 )
 from tokprune.selectors.similarity import looks
-from tokprune.selectors.spread import spread
+from tokprune.selectors.spread import Scale, spread
 from tokprune.types import Array, First, FirstLayer, Prompt, Ranking, Scores, VisionTokens
 
 # Chosen on drawn scenes of the development split (CONTRIBUTING.md, "Settings of the selectors").
-ATTENTION_SHARE = 0.5
+ATTENTION_SHARE = 0.0
 COVERAGE_SHARE, SCARCE_COVERAGE_SHARE = 0.5, 0.25
 SCARCE = 0.2  # kept shares below have less room for coverage
+RELEVANCE_SCALE = Scale(score_power=1.0)
 NEVER = 2.0  # a kept share from which on size bias is used
 IMPORTANCE_SHARE = 0.5  # beside similarity, as arXiv:2602.13315 has it
 MMR_WIDTH = 128
@@ -41,23 +42,30 @@ def relevance(scorer: Scorer) -> Selector:
     return select
 
 
-def relevance_spread(scorer: Scorer, *, attention_share: float = ATTENTION_SHARE) -> Selector:
-    """Keep what the answer will be read from and what the question names, no two tokens alike.
+def relevance_spread(
+    scorer: Scorer,
+    *,
+    attention_share: float = ATTENTION_SHARE,
+    scale: Scale = RELEVANCE_SCALE,
+) -> Selector:
+    """Keep what the answer will be read from, no two tokens alike.
 
-    Predicted relevance alone misses evidence of absence: labels explain the answer that was given,
-    and nothing in particular explains "no" or "zero". What the question's words attend to covers
-    that, and is at hand. And it takes many tokens that show the same: the order is spread over
-    looks, place and time (spread.py).
+    The highest scores alone would take many tokens that show the same: the order is spread over
+    looks, place and time (spread.py). A scorer that was trained on relevance alone, as the paper's,
+    misses evidence of absence: its labels explain the answer that was given, and nothing in
+    particular explains "no" or "zero". Half of what the question's words attend to helps there; one
+    that was trained on what answers lose knows.
 
     Args:
         scorer: predicts relevance.
         attention_share: weight of the first layer's mean attention beside the relevance, 0..1.
+        scale: of distances and scores.
     """
 
     def select(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
         del prompt
         scores = _with_attention(scorer, attention_share, vision, first())
-        return Ranking(spread(scores, vision), scores)
+        return Ranking(spread(scores, vision, scale), scores)
 
     return select
 

@@ -78,12 +78,12 @@ def test_mmr_weighs_scaled_relevance_against_likeness() -> None:
     assert ranking.scores == pytest.approx(SCORES / SCORES.sum())
 
 
-def test_relevance_and_attention_weigh_the_same_in_all_of_ours() -> None:
+def test_relevance_counts_alone_in_all_of_ours() -> None:
     relevant, attended = np.eye(56, dtype=np.float32)[[3, 5]]
     for make in (relevance_mmr, scope_relevance):
         ranking = make(lambda *_: relevant)(PROMPT, VISION, lambda: first_layer(VISION, attended))
         assert ranking.scores is not None
-        assert (ranking.scores[3], ranking.scores[5]) == pytest.approx((0.5, 0.5))
+        assert (ranking.scores[3], ranking.scores[5]) == pytest.approx((1.0, 0.0))
 
 
 def test_dart_keeps_what_is_least_like_its_pivots() -> None:
