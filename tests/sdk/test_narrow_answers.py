@@ -16,14 +16,14 @@ QUESTIONS = 40
     ("precision", "same"),
     [
         pytest.param("fp16", 40, marks=pytest.mark.soak),
-        pytest.param("int8", 38, marks=pytest.mark.soak),
-        ("int4", 38),
+        pytest.param("int8", 36, marks=pytest.mark.soak),
+        ("int4", 34),
     ],
 )
 def test_answers_in_fewer_bits_are_those_of_float32(
     demo_bundles: Callable[..., Path], precision: str, same: int
 ) -> None:
-    """Of 100 questions, float16 gave all the same texts, and 4 bits 99 at a quarter kept."""
+    """Of 100 questions, 100 had the same text in float16, 95 in int8, 91 in int4."""
     wide = tokprune.load(demo_bundles("qwen2_vl"))
     narrow = tokprune.load(demo_bundles("qwen2_vl", precision))
     alike = [
