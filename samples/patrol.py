@@ -36,7 +36,7 @@ def patrol(
     bundle: Path,
     source: str = "fake://scenes?seed=7",
     /,
-    question: str = "is there a star?",
+    question: str = "is there a yellow star?",
     go_on: Literal["yes", "no"] = "no",
     sure: float = 0.8,
     deadline_s: float = 1.0,
