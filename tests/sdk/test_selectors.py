@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_relevance_counts_alone_unless_told_otherwise() -> None:
     relevant = np.eye(TOTAL, dtype=np.float32)[3]
     attended = first_layer(VISION, np.eye(TOTAL, dtype=np.float32)[5])
     for share, expected in ((None, (1.0, 0.0)), (0.5, (0.5, 0.5)), (1.0, (0.0, 1.0))):
-        given = {} if share is None else {"attention_share": share}
+        given: dict[str, Any] = {} if share is None else {"attention_share": share}
         for make in (relevance_spread, relevance_coverage):
             made = make(lambda *_: relevant, **given)
             scores = made(prompt_for(VISION), VISION, lambda: attended).scores
