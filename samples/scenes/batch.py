@@ -13,7 +13,7 @@ class Batch:
     """Tensors of some rows. n counts the vision tokens of all of them."""
 
     pixels: dict[str, Tensor]  # what the family's `encode` takes
-    cells: Tensor  # [n, 4] what each vision token shows, see cells.py
+    cells: Tensor  # [n, 8] what each vision token shows, see cells.py
     events: Tensor  # [n, 2] in a film: what the thing there has done so far, and since when
     places: Tensor  # [n, 3] frame, row and column of each vision token
     ids: Tensor  # [b, s]

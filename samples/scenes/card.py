@@ -55,7 +55,8 @@ stream of random numbers.
 3. Beside step 2, throw-away heads inside the LLM: after its second layer every vision token is
    asked for its row and column, after its third the last token of every phrase ("the green
    circle") for the thing it means, and while a text is spelled every token for the character that
-   comes next: where it stands, and which one it is. Answers alone teach that too slowly.{doing}
+   comes next: where it stands, and which one it is. One head of the third and fourth layers is told
+   to attend to it. Answers alone teach that too slowly.{doing}
 4. From {layouts_from:.0%} of step 2 on, other layouts beside single pictures: {layouts_trained}.
 5. From {dropout_from:.0%} on, vision tokens are hidden from the LLM in 70 % of the rows. Half of
    these lose a share U(0, 0.7) of all tokens; the other half lose U(0.4, 1) of the background and

@@ -250,7 +250,8 @@ class Writer:
         assert isinstance(self._end, int)  # a template's turn ends with a token
         if about := _about(line, part):
             read = find_letters(part.answer, *about)
-            prepared = line.media[part.about or 0][0]
+            assert part.about is not None  # else there is nothing to be asked about
+            prepared = line.media[part.about][0]
             for number, (_, end) in enumerate(words.offsets, start=len(line.ids) - 1):
                 if found := read.get(end - 1 - len(self._before_answer)):
                     letter, classes = found

@@ -40,7 +40,7 @@ TARGET = RESULTS / "selector-settings"
 KEPT = (0.5, 0.25, 0.11)
 ATTENTION_SHARES = (0.0, 0.25, 0.5)
 PLACES, POWERS = (1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
-RIVAL = "attention, spread"  # the best of those that need no training, as it is shipped
+RIVAL = "attention, spread"  # needs no training; as it is shipped
 RESAMPLES = 2000
 
 

@@ -1,8 +1,6 @@
 """How a demo's training goes on from a checkpoint: heads first, then small pictures first."""
 
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -12,24 +10,12 @@ import pytest
 
 from tokprune.scenes.glyphs import CHARACTERS
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("scene_modules")]
 FOLDER = Path(__file__).parents[2] / "samples" / "scenes"
 
 
-@pytest.fixture(autouse=True)
-def modules() -> Iterator[None]:
-    """The sample's modules can be imported, and are forgotten afterwards."""
-    known = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
-
-
 @pytest.fixture
-def run(tmp_path: Path, modules: None) -> Any:
+def run(tmp_path: Path, scene_modules: None) -> Any:
     """A training that goes on from the shipped checkpoint, with two steps of the heads alone."""
     from train import Options, Run
 
@@ -77,7 +63,7 @@ def test_it_has_a_plan_of_pictures_of_its_own(run: Any) -> None:
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision", "vila"])
 def test_who_spells_looks_at_the_token_that_shows_the_next_character(
-    family: str, modules: None
+    family: str, scene_modules: None
 ) -> None:
     from cells import FIRST, SECOND
     from mixture import make_row
@@ -99,7 +85,7 @@ def test_who_spells_looks_at_the_token_that_shows_the_next_character(
     assert seen[False] <= 2  # a third narrow one in a cell has no label
 
 
-def test_attention_to_a_hidden_token_is_not_asked_for(modules: None) -> None:
+def test_attention_to_a_hidden_token_is_not_asked_for(scene_modules: None) -> None:
     import torch
     from losses import found_loss
     from network import BLOCKED

@@ -1,8 +1,6 @@
 """The training of the demo VLM: rows as conversations, a forward pass like transformers's."""
 
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from tokprune.scenes.scene import COLORS, Scene, Thing
 from tokprune.scenes.signs import Sign
 from tokprune.types import KIND, NEWLINE, TILE, Clip, Region
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("scene_modules")]
 FOLDER = Path(__file__).parents[2] / "samples" / "scenes"
 LAYOUTS = {
     "qwen2_vl": ("plain", "talk", "several", "first", "later", "film"),
@@ -33,20 +31,8 @@ class Made(NamedTuple):
     stock: Any  # transformers' own, of the same weights
 
 
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> Iterator[None]:
-    """The sample's modules can be imported, and are forgotten afterwards."""
-    known = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, modules: None) -> dict[str, Made]:
+def made(tmp_path_factory: pytest.TempPathFactory, scene_modules: None) -> dict[str, Made]:
     """A fresh demo VLM of each family, as written to its folder."""
     from demos import DEMOS
     from rows import Writer

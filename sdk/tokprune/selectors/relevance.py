@@ -90,7 +90,7 @@ def relevance_coverage(
     coverage_share: float | None = None,
     size_bias_from: float = NEVER,
 ) -> Selector:
-    """Keep what the answer will be read from, what the question names, and cover the rest evenly.
+    """Keep what the answer will be read from, and cover the rest evenly.
 
     Looks at no embedding: where `relevance_spread` sees what is there twice, half of the tokens go
     to every part of every picture and frame.
@@ -119,7 +119,7 @@ def relevance_mmr(
     importance_share: float = IMPORTANCE_SHARE,
     width: int | None = MMR_WIDTH,
 ) -> Selector:
-    """Keep what the answer will be read from and what the question names, unlike what is kept.
+    """Keep what the answer will be read from, unlike what is kept.
 
     Maximal marginal relevance, by the rule of arXiv:2602.13315.
 
