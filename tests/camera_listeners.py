@@ -56,6 +56,6 @@ class Ears:
 
 
 def a_hello() -> Any:
-    values: dict[str, Any] = {"selectors": [], "presets": [], "longest": 9}
+    values: dict[str, Any] = {"selectors": [], "encodes": [], "presets": [], "longest": 9}
     names: Any = [name for name in Hello.__struct_fields__ if name not in values]
     return Hello(**values, **dict.fromkeys(names, ""))  # pyright: ignore[reportArgumentType]

@@ -25,4 +25,5 @@ def answer(
         token_ids=tuple(range(tokens)),
         encoder_hits=1,
         encoder_runs=2,
+        encoded=32,
     )

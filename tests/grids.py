@@ -66,7 +66,8 @@ def first_layer(vision: VisionTokens, scores: np.ndarray, *, rows: int = 5) -> F
     question = np.ones(rows, np.bool_)
     question[-2:] = False
     attention[:, -2:] = scores[::-1]
-    return FirstLayer(attention, question)
+    words = np.zeros((rows, vision.embeds.shape[1]), np.float32)
+    return FirstLayer(attention, question, words)
 
 
 def film_tokens(

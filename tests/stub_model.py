@@ -264,6 +264,7 @@ def _cut(number: int, medium: Any) -> Prepared:
         where=where.reshape(-1, 7),
         regions=tuple(Region(number, frame, 0, rows, columns) for frame in range(len(frames))),
         size_hw=(height, width),
+        units=np.repeat(np.eye(len(frames), dtype=np.bool_), rows * columns, axis=0),
     )
 
 

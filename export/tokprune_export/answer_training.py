@@ -42,8 +42,8 @@ CPU_BYTES, GPU_BYTES = 512 << 20, 16 << 30  # of what a backward pass needs, at 
 class Course:
     """What is drawn while a network is trained on answers."""
 
-    fewest: float = 0.08  # share of the tokens that stay: log-uniform from here ...
-    most: float = 0.4  # ... to here
+    fewest: float = 0.03  # share of the tokens that stay: log-uniform from here ...
+    most: float = 0.3  # ... to here
     start: float = 1.0  # temperature, and scale of the logistic noise, at first ...
     end: float = 0.3  # ... and at last; they fall geometrically
 

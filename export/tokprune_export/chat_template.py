@@ -260,5 +260,11 @@ def _shown(index: int, kind: MediumKind) -> Prepared:
     where = np.zeros((1, 7), np.int32)
     where[:, 0] = index
     return Prepared(
-        kind, (), lambda outputs: outputs[0], where, (Region(index, 0, 0, 1, 1),), (1, 1)
+        kind=kind,
+        calls=(),
+        pack=lambda outputs: outputs[0],
+        where=where,
+        regions=(Region(index, 0, 0, 1, 1),),
+        size_hw=(1, 1),
+        units=np.ones((1, 1), np.bool_),
     )

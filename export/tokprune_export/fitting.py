@@ -24,7 +24,7 @@ from tokprune_export.scorer_training import RECIPES, Pair, network_of, pair_of, 
 from tokprune_export.scorers import Arch, Network, Scorer, Size
 
 Loss = Literal["relevance", "answers"]
-LOSSES: dict[Arch, Loss] = {"paper": "relevance", "grid": "relevance", "looks": "answers"}
+LOSSES: dict[Arch, Loss] = {"paper": "relevance", "grid": "relevance", "asked": "answers"}
 
 
 class Fitted(NamedTuple):
@@ -72,14 +72,17 @@ class Classroom:
         network = network_of(arch, self.size, self.seed).to(self.device)
         run = self._on_answers if loss == "answers" else self._on_relevance
         run(network, arch, epochs)
-        pairs = [pair_of(network, label, self.device) for label in self.division.held.labels]
+        pairs = [self._pair(network, label) for label in self.division.held.labels]
         row = self.measured(list(predictions(network, pairs)))
         kinds = self.division.modalities
         return Fitted(Scorer(network, arch, kinds, row.overall._asdict(), row.apart()), row, loss)
 
+    def _pair(self, network: Network, label: Label) -> Pair:
+        return pair_of(network, label, self.text.embeddings, self.device)
+
     def _on_relevance(self, network: Network, arch: Arch, epochs: int | None) -> None:
         def pairs(names: Sequence[str]) -> list[Pair]:
-            return [pair_of(network, label, self.device) for label in self.labels(names)]
+            return [self._pair(network, label) for label in self.labels(names)]
 
         recipe = RECIPES[arch].scaled(epochs)
         with Counting(f"training the {arch} network", recipe.epochs) as counting:
@@ -113,7 +116,7 @@ class Classroom:
         labels = self.labels(names)
         with Counting(what, len(labels)) as counting:
             for lesson in lessons_of(self.text, labels):
-                tasks.append(Task(pair_of(network, lesson.label, self.device), lesson))
+                tasks.append(Task(self._pair(network, lesson.label), lesson))
                 counting.advance()
         return tasks
 

@@ -76,6 +76,7 @@ def scorer(network: nn.Module, size: Size) -> Source:
         "index": ("r", "H", "W"),
         "cells": ("n",),
         "embeds": ("n", size.hidden),
+        "words": ("u", size.hidden),
     }
     return Source(
         network,

@@ -197,6 +197,7 @@ def scorer_feeds(
         "index": index,
         "cells": cells,
         "embeds": random.standard_normal((len(where), size.hidden), np.float32),
+        "words": random.standard_normal((rows, size.hidden), np.float32),
     }
 
 

@@ -23,8 +23,8 @@ from tokprune_export.label_cache import Label
 from tokprune_export.scorers import (
     NETWORKS,
     Arch,
+    AskedScorer,
     GridScorer,
-    LooksScorer,
     Network,
     PaperScorer,
     Size,
@@ -39,6 +39,8 @@ class Pair:
 
     features: Tensor  # [channels, n]; half precision where there are many
     embeds: Float[Tensor, "n d"]  # d is 0 for networks that do not read them
+    words: Float[Tensor, "u d"]  # so is this one
+    question: Bool[Tensor, " u"]
     index: Int64[Tensor, "r rows columns"]
     cells: Int64[Tensor, " n"]
     target: Float32[Tensor, " n"]  # sums to 1
@@ -49,7 +51,7 @@ class Batch:
     """Pairs side by side, without padding between their tokens."""
 
     features: Float[Tensor, "c m"]
-    embeds: Float[Tensor, "m d"]
+    pairs: Sequence[Pair]
     index: Int64[Tensor, "r rows columns"]
     cells: Int64[Tensor, " m"]
     prompts: Int64[Tensor, " r"]  # the pair that each region is of
@@ -82,7 +84,7 @@ class Recipe:
 RECIPES: dict[Arch, Recipe] = {
     "paper": Recipe(15, 128, 1e-3, 0.0, "cosine"),
     "grid": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
-    "looks": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
+    "asked": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
 }
 
 
@@ -131,15 +133,27 @@ def network_of(arch: Arch, size: Size, seed: int) -> Network:
         return NETWORKS[arch](size)
 
 
-def pair_of(network: Network, label: Label, device: torch.device) -> Pair:
-    """Compute once what every epoch reads."""
+def pair_of(
+    network: Network, label: Label, table: Float[Tensor, "v d"], device: torch.device
+) -> Pair:
+    """Compute once what every epoch reads.
+
+    Args:
+        network: that will be trained.
+        label: what it is trained on.
+        table: the LLM's inputs of all token ids.
+        device: where the network is.
+    """
     attention = label.attention.to(device, torch.float32)
     features = network.features(attention, label.question.to(device))
     dtype = torch.float32 if isinstance(network, PaperScorer) else torch.float16
-    read = isinstance(network, LooksScorer)
+    read = isinstance(network, AskedScorer)
+    words = table[label.ids[len(label.ids) - len(label.question) :].to(table.device)]
     return Pair(
         features=features.to(dtype),
         embeds=label.embeds if read else label.embeds[:, :0],
+        words=(words if read else words[:, :0]).detach().to(device, torch.float32),
+        question=label.question.to(device),
         index=label.index.to(device, torch.int64),
         cells=label.cells.to(device, torch.int64),
         target=target_of(label.relevance.to(device)),
@@ -220,10 +234,9 @@ def collate(pairs: Sequence[Pair]) -> Batch:
     target = torch.zeros(slots.shape, device=slots.device)
     target[slots] = torch.cat([pair.target for pair in pairs])
     features = torch.cat([pair.features for pair in pairs], dim=1).float()
-    embeds = torch.cat([pair.embeds for pair in pairs]).to(slots.device, torch.float32)
     counts = torch.tensor([len(pair.index) for pair in pairs])
     prompts = torch.arange(len(pairs)).repeat_interleave(counts).to(slots.device)
-    return Batch(features, embeds, torch.cat(index), torch.cat(cells), prompts, slots, target)
+    return Batch(features, pairs, torch.cat(index), torch.cat(cells), prompts, slots, target)
 
 
 def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
@@ -232,9 +245,9 @@ def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
     match network:
         case GridScorer():
             logits = network.logits(batch.features, batch.index, batch.cells)
-        case LooksScorer():
+        case AskedScorer():
             layout = (batch.index, batch.cells, batch.prompts)
-            logits = network.logits(batch.features, batch.embeds, *layout)
+            logits = network.logits(_channels(network, batch), *layout)
         case PaperScorer():
             padded = torch.zeros(batch.slots.shape, device=batch.slots.device)
             padded = padded.masked_scatter(batch.slots, batch.features[0])
@@ -242,6 +255,19 @@ def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
         case _:
             raise TypeError(f"{type(network).__name__} is no scorer network")
     return empty.masked_scatter(batch.slots, logits)
+
+
+def _channels(network: AskedScorer, batch: Batch) -> Float[Tensor, "c m"]:
+    """Return each pair's channels, side by side."""
+    counts = [len(pair.cells) for pair in batch.pairs]
+    rows = zip(batch.features.split(counts, dim=1), batch.pairs, strict=True)
+    return torch.cat(
+        [
+            network.channels(features, pair.embeds.to(features), pair.words, pair.question)
+            for features, pair in rows
+        ],
+        dim=1,
+    )
 
 
 def divergence(logits: Float[Tensor, "b n"], batch: Batch) -> Float[Tensor, " b"]:

@@ -26,6 +26,7 @@ from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
 from tokprune.camera.naming.sources import parse_source
 from tokprune.errors import BackendUnavailable, RequestInvalid
+from tokprune.looking import way_of
 from tokprune.selectors import method_of
 from tokprune.serving.running import address_of, bound
 
@@ -57,6 +58,9 @@ class CameraPage:
     """A share (0.5), a count (128), mass:0.9, ttft:300ms or auto:300ms, at the beginning."""
     selector: str | None = None
     """How vision tokens are chosen; the bundle's default if not given."""
+    encode: str = "full"
+    """What the vision encoder is shown at the beginning: full, lazy, lazy:2, coarse, repeats,
+    repeats:0.02 or auto; `tokprune ask --help` explains them."""
     max_new_tokens: int = 64
     """The longest answer, in tokens."""
     window: int = 1
@@ -108,6 +112,7 @@ def run(command: CameraPage) -> None:
         question=command.question or first_question(drawn=drawn),
         budget=command.budget,
         selector=command.selector,
+        encode=command.encode,
         mode=command.mode,
         max_new_tokens=command.max_new_tokens,
         every_s=command.every,
@@ -152,6 +157,7 @@ def check(command: CameraPage) -> None:
         raise RequestInvalid(f"--keep-frames-mb must be 0 or more, got {command.keep_frames_mb}")
     if command.selector is not None:
         method_of(command.selector)
+    way_of(command.encode)
     parse_budget(command.budget)
 
 
@@ -206,6 +212,7 @@ def greeting(vlm: tokprune.VLM, command: CameraPage, *, drawn: bool) -> "Hello":
         backend=vlm.backend,
         selectors=vlm.model.selectors,
         default_selector=manifest.default_selector,
+        encodes=vlm.model.processor.ways.names,
         presets=presets(drawn=drawn),
         longest=LONGEST_ANSWER,
         logging=written,

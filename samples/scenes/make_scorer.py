@@ -88,7 +88,7 @@ def main() -> None:
     if not folder.exists():
         write_questions(options, folder)
     best = options.work / "scorer.safetensors"
-    train(options, folder, best, "looks")
+    train(options, folder, best, "asked")
     train(options, folder, options.work / "other.safetensors", "paper")
     if not options.small:
         shutil.copyfile(best, options.checkpoint / best.name)

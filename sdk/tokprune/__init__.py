@@ -33,6 +33,7 @@ from tokprune.errors import (
     TokpruneError,
 )
 from tokprune.loading import load
+from tokprune.looking import Following
 from tokprune.memory_plan import MemoryPlan, memory_plan
 from tokprune.overlay import overlay
 from tokprune.pinned import Pinned
@@ -78,6 +79,7 @@ __all__ = [
     "EngineFailed",
     "EngineTooSmall",
     "EnginesStale",
+    "Following",
     "ForkDetected",
     "Frame",
     "FrameStamp",

@@ -36,6 +36,7 @@ class Run:
     decode_ms: float
     decode_steps: int  # runs of the LLM after the first token; the one that ends the answer too
     rss_growth_bytes: int | None
+    encoded: int = 0
 
 
 @dataclass
@@ -129,6 +130,7 @@ def run_of(answer: Answer, rss_growth_bytes: int | None) -> Run:
         decode_ms=decode_ms,
         decode_steps=max(0, steps),
         rss_growth_bytes=rss_growth_bytes,
+        encoded=answer.encoded,
     )
 
 
@@ -150,11 +152,8 @@ def row_of(cell: Cell) -> dict[str, Any]:
     stages = dict.fromkeys(name for run in runs for name in run.stages_ms)
     return {
         **row,
-        "kept": {
-            "mean": round(float(np.mean([run.kept for run in runs])), 1),
-            "min": min(run.kept for run in runs),
-            "max": max(run.kept for run in runs),
-        },
+        "kept": _spread([run.kept for run in runs]),
+        "encoded": _spread([run.encoded for run in runs]),
         "total": runs[0].total,
         "answer_tokens": round(float(np.mean([run.tokens for run in runs])), 1),
         "ttft_ms": percentiles([run.ttft_ms for run in runs]),
@@ -166,6 +165,11 @@ def row_of(cell: Cell) -> dict[str, Any]:
         "decode_tokens_per_s": round(1000 / float(np.median(each_ms)), 2) if any(each_ms) else None,
         "rss_growth_bytes": sum(growth) if growth else None,
     }
+
+
+def _spread(counts: Sequence[int]) -> dict[str, float]:
+    mean = round(float(np.mean(counts)), 1)
+    return {"mean": mean, "min": min(counts), "max": max(counts)}
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

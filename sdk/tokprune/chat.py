@@ -191,12 +191,14 @@ class Chat:
 
         def layout() -> Layout:
             made.append(self._turn(question, image))
-            return self._layout(made[0], rule)
+            return self._layout(made[0], rule, whole=checked.encode == "full")
 
         def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
             (said,) = made
             turns = (*self.turns, Turn(said.turn.content, answer.text))
-            shown = (said.media, layout.media, vision, rule, answer.selection, said.frames)
+            whole = len(vision.where) == len(layout.prompt.slots)  # else a part was looked at
+            seen = vision if whole else None
+            shown = (said.media, layout.media, seen, rule, answer.selection, said.frames)
             self._keep(History(turns, *shown))
 
         return Ask(
@@ -230,15 +232,17 @@ class Chat:
                 show(see(part))
         return Said(Turn(tuple(content)), tuple(media), tuple(frames))
 
-    def _layout(self, said: Said, rule: tuple[object, object] | None) -> Layout:
+    def _layout(self, said: Said, rule: tuple[object, object] | None, *, whole: bool) -> Layout:
         history, model = self._history, self._runtime.model
         conversation = Conversation((*history.turns, said.turn), self._system)
+        small = model.small(conversation, said.media)
         if history.prepared and len(said.media) == len(history.media):
             prompt = model.prompt(conversation, history.prepared)
             pinned = history.selection if rule is not None and rule == history.rule else None
-            return Layout(prompt, history.prepared, history.seen, pinned, said.frames)
+            seen = history.seen if whole else None  # what the question points to may be unseen
+            return Layout(prompt, history.prepared, seen, pinned, said.frames, small)
         prompt, prepared = model.prepare_conversation(conversation, said.media)
-        return Layout(prompt, prepared, frames=said.frames)
+        return Layout(prompt, prepared, frames=said.frames, small=small)
 
     def _keep(self, history: History) -> None:
         before = self._history

@@ -70,7 +70,8 @@ class FirstLayerGraph:
                 "columns": prompt.slots,
             }
         )
-        return FirstLayer(outputs["attention"], prompt.words[rows])
+        words = self.llm.embed(prompt.ids[rows])
+        return FirstLayer(outputs["attention"], prompt.words[rows], words)
 
     def __call__(self, prompt: Prompt, vision: VisionTokens) -> First:
         """Return what runs the graph when it is first read, and remembers the result."""
@@ -96,6 +97,7 @@ class ScorerGraph:
             "index": layout.tokens,
             "cells": layout.cells,
             "embeds": vision.embeds,
+            "words": first.words,
         }
         feeds = {name: value for name, value in offered.items() if name in self.inputs}
         return self.graph.run(feeds)["relevance"]

@@ -120,6 +120,7 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
         "index": Shape("int64", (_FREE, _FREE, _FREE)),
         "cells": Shape("int64", (_FREE,)),
         "embeds": Shape(f32, (_FREE, hidden)),
+        "words": Shape(f32, (_FREE, hidden)),
     }
     yield from _vision_outputs(manifest)
     yield from _fits("first_layer", graphs.first_layer.inputs, first)

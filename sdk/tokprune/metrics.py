@@ -19,6 +19,10 @@ _COUNTERS = {  # name -> what it counts, and where a snapshot has it
     "tokprune_generated_tokens": ("Answer tokens.", "tokens_out"),
     "tokprune_vision_tokens": ("Vision tokens of the whole pictures.", "vision_tokens"),
     "tokprune_kept_vision_tokens": ("Vision tokens that entered the LLM.", "vision_tokens_kept"),
+    "tokprune_encoded_vision_tokens": (
+        "Vision tokens that were encoded or in the vision cache.",
+        "vision_tokens_encoded",
+    ),
     "tokprune_encoder_hits": ("Encoder calls spared by the vision cache.", "encoder_hits"),
     "tokprune_encoder_runs": ("Encoder calls that ran.", "encoder_runs"),
     "tokprune_decode_seconds": ("Time spent on answer tokens after the first.", "decode_s"),

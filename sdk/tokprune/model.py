@@ -11,6 +11,8 @@ from tokprune.errors import RequestInvalid, SelectorUnavailable
 from tokprune.families import Processor
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import LanguageModel
+from tokprune.looking import Small
+from tokprune.looking.parts import apart
 from tokprune.pictures import PictureSource, load_picture
 from tokprune.prompting import Content, Conversation, Shown, Turn, build_prompt
 from tokprune.selectors import SELECTORS, Inputs, Selector, method_of
@@ -58,10 +60,7 @@ class Model:
         self, media: Sequence[Medium], question: str, *, system: str | None = None
     ) -> tuple[Prompt, tuple[Prepared, ...]]:
         """Lay out the prompt of one question about what was read."""
-        if not media:
-            raise RequestInvalid("A question needs one picture or more, got an empty list")
-        turn = Turn((*(Shown(index) for index in range(len(media))), question))
-        return self.prepare_conversation(Conversation((turn,), system), media)
+        return self.prepare_conversation(one_question(media, question, system), media)
 
     def prepare_conversation(
         self, conversation: Conversation, media: Sequence[Medium]
@@ -69,6 +68,20 @@ class Model:
         """Cut the pictures and videos of a conversation, and lay out its prompt."""
         prepared = tuple(_apart(p, media) for p in self.processor.prepare(media)) if media else ()
         return self.prompt(conversation, prepared), prepared
+
+    def small(
+        self, conversation: Conversation, media: Sequence[Medium]
+    ) -> Callable[[], Small] | None:
+        """Return what cuts the same pictures at half their size; None where the family cannot."""
+        halved = self.processor.ways.halved
+        if halved is None or not media:
+            return None
+
+        def made() -> Small:
+            prepared = halved(media)
+            return Small(self.prompt(conversation, prepared), prepared)
+
+        return made
 
     def prompt(self, conversation: Conversation, prepared: Sequence[Prepared]) -> Prompt:
         """Lay out the prompt of a conversation whose pictures are cut.
@@ -116,6 +129,14 @@ class Model:
         if "saliency" in needs and not self.has_saliency:
             return no_saliency(f"The selector {name!r}")
         return ""
+
+
+def one_question(media: Sequence[Medium], question: str, system: str | None) -> Conversation:
+    """Return the conversation of one question about pictures and videos."""
+    if not media:
+        raise RequestInvalid("A question needs one picture or more, got an empty list")
+    turn = Turn((*(Shown(index) for index in range(len(media))), question))
+    return Conversation((turn,), system)
 
 
 def placed(conversation: Conversation, prepared: Sequence[Prepared]) -> Conversation:
@@ -174,9 +195,4 @@ def _apart(prepared: Prepared, media: Sequence[Medium]) -> Prepared:
     medium = media[prepared.regions[0].picture]
     if not (isinstance(medium, Clip) and medium.stamp is not None):
         return prepared
-    calls = [
-        {**call, "pixel_values": call["pixel_values"][number : number + 1]}
-        for call in prepared.calls
-        for number in range(len(call["pixel_values"]))
-    ]
-    return replace(prepared, calls=tuple(calls))
+    return apart(prepared)

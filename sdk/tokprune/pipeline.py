@@ -6,12 +6,13 @@ from typing import TypeAlias
 
 from tokprune.budgets import Budget
 from tokprune.llm import Token
+from tokprune.looking import FULL, Asked, Look, Looking
 from tokprune.selection import select
-from tokprune.selectors import Selector
 from tokprune.types import First, Prepared, Prompt, Ranking, Selection, VisionTokens
 
 VisionGraph: TypeAlias = Callable[[Sequence[Prepared]], VisionTokens]
 FirstLayerGraph: TypeAlias = Callable[[Prompt, VisionTokens], First]
+Rank: TypeAlias = Callable[[Look, VisionTokens, First], Ranking]
 Select: TypeAlias = Callable[[Ranking, VisionTokens, Budget], Selection]
 Llm: TypeAlias = Callable[[Prompt, VisionTokens, Selection], Iterator[Token]]
 
@@ -20,8 +21,9 @@ Llm: TypeAlias = Callable[[Prompt, VisionTokens, Selection], Iterator[Token]]
 class Flow:
     """What an answer is made of: the vision tokens, those kept, and the tokens as they come."""
 
-    vision: VisionTokens
-    selection: Selection
+    looks: tuple[Look, ...]  # the last is what it is read from
+    vision: VisionTokens  # of the last look
+    selection: Selection  # of these
     tokens: Iterator[Token]
 
 
@@ -31,15 +33,23 @@ class Pipeline:
 
     vision_graph: VisionGraph
     first_layer: FirstLayerGraph
-    selector: Selector
+    rank: Rank
     llm: Llm
     select: Select = select
+    looking: Looking = FULL
 
-    def answer(self, prompt: Prompt, pictures: Sequence[Prepared], budget: Budget) -> Flow:
-        """Answer `prompt` about its pictures."""
-        vision = self.vision_graph(pictures)
-        first = self.first_layer(prompt, vision)  # lazy: computed when a selector reads it
-        ranking = self.selector(prompt, vision, first)
-        selection = self.select(ranking, vision, budget)
-        tokens = self.llm(prompt, vision, selection)
-        return Flow(vision, selection, tokens)
+    def answer(self, asked: Asked) -> Flow:
+        """Answer a question about its pictures, which are looked at once or several times."""
+        look, looks = self.looking.first(asked), list[Look]()
+        while True:
+            looks.append(look)
+            vision = self.vision_graph(look.media)
+            first = self.first_layer(look.prompt, vision)  # lazy: computed when it is read
+            ranking = self.rank(look, vision, first)
+            closer = self.looking.next(asked, looks, vision, ranking)
+            if closer is None:
+                break
+            look = closer
+        selection = self.select(ranking, vision, look.budget)
+        tokens = self.llm(look.prompt, vision, selection)
+        return Flow(tuple(looks), vision, selection, tokens)

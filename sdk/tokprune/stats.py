@@ -43,6 +43,7 @@ class Stats:
     tokens_out: int
     vision_tokens: int  # of the whole pictures
     vision_tokens_kept: int
+    vision_tokens_encoded: int  # or taken from the vision cache
     encoder_hits: int
     encoder_runs: int
     decode_s: float
@@ -83,6 +84,7 @@ class Stats:
             "tokens_out": self.tokens_out,
             "vision_tokens": self.vision_tokens,
             "vision_tokens_kept": self.vision_tokens_kept,
+            "vision_tokens_encoded": self.vision_tokens_encoded,
             "encoder_hits": self.encoder_hits,
             "encoder_runs": self.encoder_runs,
             "decode_s": self.decode_s,
@@ -116,6 +118,7 @@ class StatsRecorder:
             self._sums["tokens"] += len(answer.token_ids)
             self._sums["total"] += answer.total
             self._sums["kept"] += answer.kept
+            self._sums["encoded"] += answer.encoded
             self._sums["hits"] += answer.encoder_hits
             self._sums["runs"] += answer.encoder_runs
             self._decode_s += decode_s
@@ -144,6 +147,7 @@ class StatsRecorder:
                 tokens_out=sums["tokens"],
                 vision_tokens=sums["total"],
                 vision_tokens_kept=sums["kept"],
+                vision_tokens_encoded=sums["encoded"],
                 encoder_hits=sums["hits"],
                 encoder_runs=sums["runs"],
                 decode_s=self._decode_s,

@@ -67,6 +67,8 @@ def _about(answer: Answer) -> dict[str, Any]:
     return {
         "kept": answer.kept,
         "total": answer.total,
+        "encode": answer.encode,
+        "encoded": answer.encoded,
         "budget": {"reason": selection.reason, "need": selection.need, "cap": selection.cap},
         "selector": answer.selector,
         "tokens": len(answer.token_ids),

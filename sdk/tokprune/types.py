@@ -104,6 +104,9 @@ class Prepared:
     where: Int32[Array, "n 7"]  # pictures and videos counted together within the prompt
     regions: tuple[Region, ...]
     size_hw: tuple[int, int]  # pixels of the picture or frame as given
+    # What the encoder takes by itself, counted over all calls (a tile, a frame): which of these
+    # each token is made of; a newline of none.
+    units: Bool[Array, "n u"]
     step_s: float = 0.0  # of a video: seconds from one frame of `where` to the next
 
 
@@ -132,7 +135,7 @@ class VisionTokens:
     def __post_init__(self) -> None:
         patches = int((self.where[:, KIND] == PATCH).sum())
         cells = sum(region.rows * region.columns for region in self.regions)
-        if len(self.embeds) != len(self.where) or patches != cells:
+        if len(self.embeds) != len(self.where) or patches > cells:  # some cells may be unseen
             raise ValueError(
                 f"{len(self.embeds)} vision tokens, {len(self.where)} rows in `where` "
                 f"({patches} patches), {cells} cells in the regions: these must agree"
@@ -150,6 +153,7 @@ class FirstLayer:
 
     attention: Float32[Array, "a u n"]  # rows of text after the last vision token
     question: Bool[Array, " u"]  # which of them are the user's words
+    words: Float32[Array, "u d"]  # the LLM's inputs of these rows
 
 
 First: TypeAlias = Callable[[], FirstLayer]  # lazy: the graph runs when a selector reads it
@@ -224,6 +228,9 @@ class Answer:
     token_ids: tuple[int, ...]
     encoder_hits: int = 0  # calls of the vision encoder that the vision cache answered
     encoder_runs: int = 0  # calls that ran
+    encode: str = "full"  # how the pictures were looked at (tokprune.looking)
+    encoded: int = 0  # vision tokens that were encoded for it, those of a first small look included
+    encode_reason: str = ""  # why as many
     reused: int = 0  # prompt rows whose keys and values were there already (chat, pin)
     prompt_tokens: int = 0  # rows that entered the LLM, the reused ones included
     choice: str | None = None  # of `choices`

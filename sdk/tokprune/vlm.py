@@ -13,7 +13,7 @@ from tokprune.budgets import Auto, BudgetLike, Deadline, KeepRatio, budget_of
 from tokprune.bundle import Bundle
 from tokprune.calibrating import SECONDS, calibrate, plan_calibration
 from tokprune.chat import Chat
-from tokprune.model import Model, Pictures, any_live, see
+from tokprune.model import Model, Pictures, any_live, one_question, see
 from tokprune.pinned import Pinned
 from tokprune.running.answering import State
 from tokprune.running.request import AskOptions, options_of
@@ -288,8 +288,10 @@ class VLM:
     ) -> Ask:
         def layout() -> Layout:
             media, frames = see(image)
-            prompt, prepared = self.model.prepare_media(media, question, system=system)
-            return Layout(prompt, prepared, frames=frames)
+            conversation = one_question(media, question, system)
+            prompt, prepared = self.model.prepare_conversation(conversation, media)
+            small = self.model.small(conversation, media)
+            return Layout(prompt, prepared, frames=frames, small=small)
 
         late = any_live(image)
         return Ask(layout, budget, selector, options_of(options), late=late)

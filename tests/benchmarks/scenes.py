@@ -35,6 +35,7 @@ class Case(NamedTuple):
 
     family: str
     suite: str
+    encode: str  # the ways to look that are worth trying
 
     @property
     def name(self) -> str:
@@ -44,11 +45,11 @@ class Case(NamedTuple):
 
 # VILA takes the frames of a video as pictures, and was not trained on any.
 CASES = (
-    Case("qwen2_vl", "scenes"),
-    Case("llava_onevision", "scenes"),
-    Case("vila", "scenes"),
-    Case("qwen2_vl", "scenes-video"),
-    Case("llava_onevision", "scenes-video"),
+    Case("qwen2_vl", "scenes", "coarse,repeats:0.2"),
+    Case("llava_onevision", "scenes", "lazy,lazy:4,lazy:8"),
+    Case("vila", "scenes", ""),
+    Case("qwen2_vl", "scenes-video", "lazy,coarse,repeats:0.2"),
+    Case("llava_onevision", "scenes-video", "lazy,repeats:0.2"),
 )
 
 
@@ -91,6 +92,7 @@ def run(options: Options, case: Case) -> None:
             *("--suite", case.suite, "--split", options.split, "--out", str(out)),
             *("--samples", str(options.samples), "--processes", str(options.processes)),
             *("--selectors", options.selectors, "--budgets", options.budgets, *oracle),
+            *("--encode", case.encode),
             *("--note", f"{NOTE} {options.note}".strip(), *more),
         ],
         check=True,

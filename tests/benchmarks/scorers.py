@@ -20,21 +20,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 import tyro
 from machine import RESULTS, machine
 
 import tokprune
 from tokprune import VLM
 from tokprune.budgets import KeepRatio
-from tokprune.canvas import canvas
 from tokprune.llm import Generation
 from tokprune.scenes import FilmSample, Sample, film_suite, suite
 from tokprune.selection import keep_all, select
 from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.selector import descending, prefix_of
 from tokprune.selectors.spread import Scale, spread
-from tokprune.types import Array, FirstLayer, Ranking, Scores, VisionTokens
+from tokprune.types import Array, Ranking
+from tokprune_export.evaluation.truth import scored
 from tokprune_export.scorers import Scorer, Size, load_scorer
 
 TARGET = RESULTS / "scorers"
@@ -42,9 +41,9 @@ KEPT = (0.5, 0.25, 0.11)
 CASES = (
     ("paper", "relevance"),
     ("grid", "relevance"),
-    ("looks", "relevance"),
+    ("asked", "relevance"),
     ("grid", "answers"),
-    ("looks", "answers"),
+    ("asked", "answers"),
 )
 ORDERS = {"alone": None, **{f"spread, power {p:g}": Scale(score_power=p) for p in (2.0, 1.0, 0.5)}}
 RIVAL = "attention, spread, power 2"
@@ -116,21 +115,13 @@ def ask(vlm: VLM, scorers: Mapping[str, Scorer], sample: Sample | FilmSample) ->
 
     found = {"full": right(keep_all(len(vision.embeds)), 1.0)}
     scores = {"attention": mean_attention(first)}
-    scores |= {name: run(scorer, vision, first) for name, scorer in scorers.items()}
+    scores |= {name: scored(scorer, vision, first) for name, scorer in scorers.items()}
     for (name, values), (order, scale) in product(scores.items(), ORDERS.items()):
         plain = prefix_of(descending(values, vision))
         ranking = Ranking(plain if scale is None else spread(values, vision, scale))
         for share in KEPT:
             found[f"{name}, {order} @ {share:g}"] = right(ranking, share)
     return Asked(sample.group, found)
-
-
-@torch.no_grad()
-def run(scorer: Scorer, vision: VisionTokens, first: FirstLayer) -> Scores:
-    """Run a scorer that is not in the bundle."""
-    index, cells = canvas(vision.where, vision.regions)
-    given = (first.attention, first.question, index, cells, vision.embeds)
-    return scorer.network(*map(torch.from_numpy, given)).numpy()
 
 
 def questions(options: Options) -> Iterator[Sample | FilmSample]:

@@ -116,7 +116,7 @@ def measure(tokens: int, width: int, options: Options) -> list[dict[str, Any]]:
     given = Inputs(lambda _, __: scores, lambda ids: table[ids])
     cells = list(of(tokens, width, given, options.width))
     attention = np.random.default_rng(3).random((HEADS, ROWS, tokens)).astype(np.float32)
-    first = FirstLayer(attention, np.arange(ROWS) < WORDS)
+    first = FirstLayer(attention, np.arange(ROWS) < WORDS, np.zeros((ROWS, width), np.float32))
     prompt = prompt_for(tokens)
     rounds = options.rounds if tokens == min(SIZES) else options.rounds_large
     cpu: dict[str, list[float]] = {cell.name: [] for cell in cells}

@@ -50,7 +50,10 @@ def labels(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> list[L
 
 
 def tasks(network: Network, text: TextModel, labels: list[Label]) -> list[Task]:
-    return [Task(pair_of(network, each.label, CPU), each) for each in lessons_of(text, labels)]
+    table = text.embeddings
+    return [
+        Task(pair_of(network, each.label, table, CPU), each) for each in lessons_of(text, labels)
+    ]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
@@ -131,7 +134,7 @@ def test_a_dimmed_token_matters_less_the_lower_its_share(
     assert distances[2] < 0.3 * distances[0]
 
 
-@pytest.mark.parametrize("arch", ["paper", "grid", "looks"])
+@pytest.mark.parametrize("arch", ["paper", "grid", "asked"])
 def test_gradients_reach_all_of_the_scorer_and_nothing_else(
     teacher: Teacher, labels: list[Label], arch: Arch
 ) -> None:
@@ -157,7 +160,7 @@ def test_equal_seeds_give_equal_networks(teacher: Teacher, labels: list[Label]) 
     recipe = Recipe(2, 8, 3e-3, 0.01, "one_cycle")
     runs: list[tuple[list[float], list[torch.Tensor]]] = []
     for seed in (3, 3, 4):
-        network = network_of("looks", SIZE, 0)
+        network = network_of("asked", SIZE, 0)
         some = tasks(network, teacher.text, labels[:20])
         losses: list[float] = []
         train_on_answers(
@@ -179,7 +182,7 @@ def test_equal_seeds_give_equal_networks(teacher: Teacher, labels: list[Label]) 
 def test_training_on_answers_lowers_what_other_questions_lose(
     teacher: Teacher, labels: list[Label]
 ) -> None:
-    network, text = network_of("looks", SIZE, 0), teacher.text
+    network, text = network_of("asked", SIZE, 0), teacher.text
     others = tasks(network, text, labels[-30:])
     before = lost(network, text, others)
     recipe = Recipe(6, 4, 3e-3, 0.01, "one_cycle", patience=6)

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
 HEADS = 2
 SIZE = Size(HEADS, 4)
+TABLE = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 
 
 def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
@@ -65,7 +66,7 @@ def prompt_of(embeds: np.ndarray) -> dict[str, torch.Tensor]:
 def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
     network = network_of(arch, SIZE, 0)
     labels = [label((4, 5)), label((2, 9), (6, 3), seed=1), label((1, 1), seed=2)]
-    pairs = [pair_of(network, each, CPU) for each in labels]
+    pairs = [pair_of(network, each, TABLE, CPU) for each in labels]
     with torch.no_grad():
         batched = batched_logits(network, collate(pairs))
         for row, pair in zip(batched, pairs, strict=True):
@@ -78,7 +79,7 @@ def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
 def test_training_sees_what_the_graph_will_see(arch: Arch) -> None:
     network = network_of(arch, SIZE, 0)
     given = label((2, 9), (6, 3))
-    (predicted,) = predictions(network, [pair_of(network, given, CPU)])
+    (predicted,) = predictions(network, [pair_of(network, given, TABLE, CPU)])
     with torch.no_grad():
         graph = network(
             given.attention.float(),
@@ -86,6 +87,7 @@ def test_training_sees_what_the_graph_will_see(arch: Arch) -> None:
             given.index.long(),
             given.cells.long(),
             given.embeds.float(),
+            TABLE[given.ids[-len(given.question) :]],
         )
     np.testing.assert_allclose(predicted, graph, rtol=2e-3)  # features are kept in half precision
 
@@ -97,7 +99,7 @@ def test_training_is_deterministic_and_learns(arch: Arch) -> None:
     runs = []
     for _ in range(2):
         network = network_of(arch, SIZE, 3)
-        pairs = [pair_of(network, each, CPU) for each in labels]
+        pairs = [pair_of(network, each, TABLE, CPU) for each in labels]
         losses: list[float] = []
         best = train(
             network, pairs, pairs[:9], recipe, 3, lambda _, loss, __, to=losses: to.append(loss)
@@ -112,7 +114,7 @@ def test_training_is_deterministic_and_learns(arch: Arch) -> None:
 
 def test_training_ends_where_other_pictures_gain_nothing_and_keeps_the_best_weights() -> None:
     network = network_of("grid", SIZE, 0)
-    pairs = [pair_of(network, label((5, 5), seed=seed), CPU) for seed in range(16)]
+    pairs = [pair_of(network, label((5, 5), seed=seed), TABLE, CPU) for seed in range(16)]
     # what is checked is the opposite of what is trained on
     opposite = [replace(p, target=target_of(p.target.max() - p.target)) for p in pairs]
     losses: list[float] = []
@@ -136,7 +138,9 @@ def test_newlines_have_no_say_in_the_training_of_the_grid_network() -> None:
         **prompt_of(vision.embeds),
     )
     network = network_of("grid", SIZE, 0)
-    batch = collate([pair_of(network, label((4, 5)), CPU), pair_of(network, given, CPU)])
+    batch = collate(
+        [pair_of(network, label((4, 5)), TABLE, CPU), pair_of(network, given, TABLE, CPU)]
+    )
     logits = batched_logits(network, batch)
     assert (logits[1].isneginf().numpy() == ~patch).all()
     losses = divergence(logits, batch)
@@ -166,7 +170,9 @@ def test_the_target_is_the_upper_half_of_the_relevance() -> None:
 
 def test_the_loss_is_the_divergence_of_the_prediction_from_the_target() -> None:
     network = network_of("paper", SIZE, 0)
-    batch = collate([pair_of(network, label((2, 3)), CPU), pair_of(network, label((2, 2)), CPU)])
+    batch = collate(
+        [pair_of(network, label((2, 3)), TABLE, CPU), pair_of(network, label((2, 2)), TABLE, CPU)]
+    )
     exact = batch.target.log().clamp(min=-99).masked_fill(~batch.slots, float("-inf"))
     torch.testing.assert_close(divergence(exact, batch), torch.zeros(2), rtol=0, atol=1e-6)
     flat = torch.zeros(2, 6).masked_fill(~batch.slots, float("-inf"))

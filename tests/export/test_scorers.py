@@ -18,9 +18,9 @@ from tokprune_export import graphs, onnx
 from tokprune_export.scorers import (
     NETWORKS,
     TEXT_ROWS,
+    AskedScorer,
     AttentionMean,
     GridScorer,
-    LooksScorer,
     Network,
     Scorer,
     Size,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.torch
 HEADS, HIDDEN = 3, 10
 SIZE = Size(HEADS, HIDDEN)
 MADE = {"attention": lambda _: AttentionMean(), **NETWORKS}
-NAMES = ("attention", "question", "index", "cells", "embeds")
+NAMES = ("attention", "question", "index", "cells", "embeds", "words")
 
 
 def inputs(
@@ -56,6 +56,7 @@ def inputs(
         torch.from_numpy(wider),
         torch.from_numpy(cells),
         torch.from_numpy(random.standard_normal((len(cells), HIDDEN), np.float32)),
+        torch.from_numpy(random.standard_normal((rows, HIDDEN), np.float32)),
     )
 
 
@@ -104,11 +105,13 @@ def test_the_mean_is_the_attention_selectors_own() -> None:
     given = (torch.from_numpy(first.attention), torch.from_numpy(first.question))
     empty = torch.zeros(0, dtype=torch.int64)
     np.testing.assert_allclose(
-        AttentionMean()(*given, empty, empty, torch.zeros(12, 1)), mean_attention(first), rtol=1e-6
+        AttentionMean()(*given, empty, empty, torch.zeros(12, 1), torch.zeros(5, 1)),
+        mean_attention(first),
+        rtol=1e-6,
     )
 
 
-@pytest.mark.parametrize("kind", ["grid", "looks"])
+@pytest.mark.parametrize("kind", ["grid", "asked"])
 def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas(kind: ScorerKind) -> None:
     network = made(kind)
     with torch.no_grad():
@@ -118,7 +121,7 @@ def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas(kind: ScorerKind) -
 
 def test_a_picture_does_not_see_its_neighbour_on_the_grid() -> None:
     network = GridScorer(HEADS)
-    attention, question, index, cells, _ = inputs((3, 3), (4, 2))
+    attention, question, index, cells, *_ = inputs((3, 3), (4, 2))
     with torch.no_grad():
         before = network.logits(network.features(attention, question), index, cells)
         attention[:, :, 9:] += 0.1
@@ -127,28 +130,30 @@ def test_a_picture_does_not_see_its_neighbour_on_the_grid() -> None:
     assert not torch.isclose(before[9:], after[9:]).any()
 
 
-def test_a_picture_hears_of_its_neighbour_where_looks_are_read() -> None:
-    network = LooksScorer(HEADS, HIDDEN)
-    attention, question, index, cells, embeds = inputs((3, 3), (4, 2))
+def test_a_picture_hears_of_its_neighbour_where_the_question_is_read() -> None:
+    network = AskedScorer(HEADS, HIDDEN)
+    attention, question, index, cells, embeds, words = inputs((3, 3), (4, 2))
     features = network.features(attention, question)
     with torch.no_grad():
-        before = network.logits(features, embeds, index, cells)
-        apart = network.logits(features, embeds, index, cells, torch.tensor([0, 1]))
+        channels = network.channels(features, embeds, words, question)
+        before = network.logits(channels, index, cells)
+        apart = network.logits(channels, index, cells, torch.tensor([0, 1]))
         embeds[9:] += torch.arange(HIDDEN)
-        after = network.logits(features, embeds, index, cells)
-        still = network.logits(features, embeds, index, cells, torch.tensor([0, 1]))
+        channels = network.channels(features, embeds, words, question)
+        after = network.logits(channels, index, cells)
+        still = network.logits(channels, index, cells, torch.tensor([0, 1]))
     assert not torch.isclose(before[:9], after[:9]).any()
     assert torch.equal(apart[:9], still[:9])  # of another prompt it does not
 
 
-@pytest.mark.parametrize("kind", ["grid", "looks"])
+@pytest.mark.parametrize("kind", ["grid", "asked"])
 def test_newline_tokens_have_no_cell_and_no_relevance(kind: ScorerKind) -> None:
-    attention, question, index, _, embeds = inputs((2, 2), rows=4)
+    attention, question, index, _, embeds, words = inputs((2, 2), rows=4)
     attention = torch.cat([attention, attention[:, :, :2]], dim=2)
     cells = torch.tensor([0, 1, 2, 3, 0, 0])
     embeds = torch.cat([embeds, embeds[:2]])
     with torch.no_grad():
-        relevance = made(kind)(attention, question, index, cells, embeds)
+        relevance = made(kind)(attention, question, index, cells, embeds, words)
     assert relevance[4:].tolist() == [0, 0]
     assert relevance[:4].min() > 0
 
@@ -157,15 +162,15 @@ def test_rows_before_the_last_twenty_do_not_count() -> None:
     attention, question, *rest = inputs((3, 4), rows=TEXT_ROWS + 2)
     network = made("grid")
     with torch.no_grad():
-        expected = network(attention[:, 2:], question[2:], *rest)
+        expected = network(attention[:, 2:], question[2:], *rest[:-1], rest[-1][2:])
         torch.testing.assert_close(network(attention, question, *rest), expected)
 
 
-def test_the_users_words_count_wherever_they_stand_where_looks_are_read() -> None:
+def test_the_users_words_count_wherever_they_stand_where_the_question_is_read() -> None:
     attention, question, *rest = inputs((3, 4), rows=TEXT_ROWS + 6)
     question[:] = False
     question[:2] = True  # before the last twenty
-    network = made("looks")
+    network = made("asked")
     with torch.no_grad():
         before = network(attention, question, *rest)
         attention[:, 0, 5] += 0.2
@@ -178,11 +183,25 @@ def test_the_users_words_count_wherever_they_stand_where_looks_are_read() -> Non
 
 def test_what_a_token_looks_like_changes_its_score() -> None:
     given = inputs((4, 5))
-    network = made("looks")
+    network = made("asked")
     with torch.no_grad():
         before = network(*given)
         given[4][7] = given[4][7].flip(0)
         assert not torch.isclose(network(*given)[7], before[7])
+
+
+def test_what_the_user_says_changes_the_scores_and_what_the_template_says_does_not() -> None:
+    attention, question, index, cells, embeds, words = inputs((4, 5))
+    network = made("asked")
+    with torch.no_grad():
+        before = network(attention, question, index, cells, embeds, words)
+        other = words.clone()
+        other[question] = other[question].flip(1)
+        after = network(attention, question, index, cells, embeds, other)
+        words[~question] += 1
+        same = network(attention, question, index, cells, embeds, words)
+    assert not torch.isclose(before, after).any()
+    assert torch.equal(before, same)
 
 
 def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() -> None:
@@ -231,7 +250,7 @@ GOOD = {"format": "tokprune-scorer", "version": "1", "kind": "grid", "heads": "3
         ({"version": "2"}, "scorer version '2', this tokprune reads '1'"),
         ({"heads": "8"}, "trained for 8 attention heads, the checkpoint's LLM has 3"),
         ({"hidden": "896"}, "trained for 896 numbers a vision token, the checkpoint's LLM has 10"),
-        ({"kind": "gird"}, "unknown kind 'gird'. Known: grid, looks, paper"),
+        ({"kind": "gird"}, "unknown kind 'gird'. Known: asked, grid, paper"),
         ({"kind": "paper"}, "does not hold the weights of its kind: depthwise"),
         ({"metrics": "[1]"}, "no readable metrics .* Expected `object`"),
         ({"metrics": "["}, "no readable metrics"),

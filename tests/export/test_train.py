@@ -217,14 +217,14 @@ def check_files(chosen: Path, other: Path) -> None:
             metadata = file.metadata()
         assert metadata["model"] == "qwen2_vl"
         assert int(metadata["labels"]) > 20
-        assert metadata["loss"] == ("answers" if metadata["kind"] == "looks" else "relevance")
+        assert metadata["loss"] == ("answers" if metadata["kind"] == "asked" else "relevance")
         figures.append((json.loads(metadata["metrics"]), json.loads(metadata["others"])))
     (mine, beside), (its, _) = figures
     assert set(mine) == {
         "recall_at_50", "recall_at_25", "spearman", "kl", "answers_lost", "samples"
     }  # fmt: skip
     assert beside[kinds[1]] == its
-    assert set(beside) == {"attention", "paper", "grid", "looks"} - {kinds[0]}
+    assert set(beside) == {"attention", "paper", "grid", "asked"} - {kinds[0]}
     assert mine["answers_lost"] == min(each["answers_lost"] for each in (mine, its))
 
 

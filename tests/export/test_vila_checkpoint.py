@@ -92,7 +92,8 @@ class Talk:
 def one_token(index: int) -> Prepared:
     where = np.zeros((1, 7), np.int32)
     where[:, 0] = index
-    return Prepared("picture", (), lambda x: x[0], where, (Region(index, 0, 0, 1, 1),), (1, 1))
+    units, regions = np.ones((1, 1), np.bool_), (Region(index, 0, 0, 1, 1),)
+    return Prepared("picture", (), lambda x: x[0], where, regions, (1, 1), units)
 
 
 def talk(folder: Path) -> Talk:
@@ -399,7 +400,7 @@ def test_answers_of_single_bytes_end_with_what_they_say(
     kept = Selection(np.arange(1), 1, None, None, "all")
     said = iter([*(Token(each) for each in ids), Token(None, "stop")])
     pieces: list[str] = []
-    flow = Flow(vision, kept, said)
+    flow = Flow((), vision, kept, said)
     written = write(flow, vicuna.tokenizer, Stopwatch(), Options(), pieces.append)
     assert written.text == text
     assert "\ufffd" in text or "".join(pieces) == text

@@ -18,7 +18,13 @@ PICTURES = Path(__file__).parents[2] / "build" / "tests" / "camera-page"
 STILL = "fake://scenes?seed=3&size=448x336&motion=0"
 # Every 11 seconds: two without the camera, then one picture for five, of which three are FROZEN.
 FAILING = "fake://scenes?seed=4&size=448x336&drop=1:2&freeze=5:5&every=11"
-BEGINNING = {"budget": "0.5", "selector": None, "choices": [], "mode": "on_demand"}
+BEGINNING = {
+    "budget": "0.5",
+    "selector": None,
+    "encode": "full",
+    "choices": [],
+    "mode": "on_demand",
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,21 @@ def test_the_overlay_dims_what_was_not_kept_and_can_be_changed(
     ask(tab, "what color is the square?")
     assert text(tab, "#kept") == "192"
     assert min(brightness(tab, "#asked")) > 0.6 * min(plain)
+
+
+def test_what_is_encoded_can_be_chosen_and_is_told_where_it_is_not_all(
+    opened: Callable[..., Any],
+) -> None:
+    one, other = opened(), opened()
+    ask(one, "what shape is blue?")
+    assert text(one, "#encoded") == ""
+    one.select_option("#encode", "coarse")
+    until(other, "document.querySelector('#encode').value === 'coarse'")
+    ask(one, "what shape is red?")
+    count, encoded, way = text(one, "#encoded").split()
+    assert 0 < int(count) < 192
+    assert (encoded, way) == ("encoded", "(coarse)")
+    assert f" · {count} encoded · " in text(one, "#history li:first-child .figures")
 
 
 def test_choices_are_answered_with_probabilities_and_stay_text(

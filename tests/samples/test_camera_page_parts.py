@@ -45,6 +45,7 @@ STAMP = FrameStamp("eye", 7, 100.0, 1.7e9)
         '{"type": "set", "source": 0, "choices": "yes"}',
         '{"type": "set", "source": 0, "choices": [""]}',
         '{"type": "set", "source": 0, "budget": 0.5}',
+        '{"type": "set", "source": 0, "encode": null}',
         '{"type": "set", "source": NaN}',
         '{"type": "webcam", "on": 1}',
         json.dumps({"type": "ask", "source": 0, "question": "w" * 2001}),
@@ -65,6 +66,7 @@ def test_messages_say_what_is_to_change_and_leave_out_what_is_not() -> None:
     assert read_message('{"type": "ask", "source": 2, "question": "what?"}') == Ask(2, "what?")
     changed = read_message('{"type": "set", "source": 1, "budget": "0.25", "selector": null}')
     assert changed == Set(1, budget="0.25", selector=None)
+    assert read_message('{"type": "set", "source": 1, "encode": "lazy"}') == Set(1, encode="lazy")
     assert LONGEST_MESSAGE > 33 * 200  # all choices at their longest
 
 

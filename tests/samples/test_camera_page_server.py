@@ -121,6 +121,7 @@ def test_files_are_played_at_their_speed_unless_every_frame_is_wanted(tmp_path: 
         ({"keep_frames_mb": -1.0, "log": Path()}, "0 or more"),
         ({"selector": "relevanse"}, "Did you mean 'relevance'"),
         ({"budget": "half"}, "Cannot read the budget"),
+        ({"encode": "lasy"}, "Did you mean 'lazy'"),
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused_before_anything_is_opened(

@@ -103,6 +103,27 @@ def test_a_window_is_shown_as_a_sheet_of_its_frames() -> None:
         assert station.asked.id == answered.id
 
 
+def test_pictures_are_encoded_as_the_page_says_and_the_answer_tells_how_many(
+    tmp_path: Path,
+) -> None:
+    asked: dict[str, Any] = {"window": 8, "budget": "0.2", "selector": "attention"}
+    with a_station(Stub(), EventLog(tmp_path), **asked) as (station, ears, pushed):
+        assert station.settings.encode == "full"
+        station.change(Set(4, encode="lazy:1"))
+        assert station.settings.encode == "lazy:1"
+        for seed in range(2, 9):
+            pushed.push(a_picture(seed))
+            while station.camera.status().frames < seed:
+                time.sleep(0.01)
+        station.ask("what moves?")
+        answered = ears.wait_for(Answered)
+        assert (answered.encode, answered.encoded, answered.total) == ("lazy", 3 * 24, 8 * 24)
+        assert answered.encode_reason.startswith("1 of 6 ")
+    written = (tmp_path / "events.jsonl").read_text().splitlines()
+    (event,) = (event for event in map(json.loads, written) if "text" in event)
+    assert (event["encode"], event["encoded"]) == ("lazy", 72)
+
+
 def test_a_value_that_makes_no_sense_changes_nothing() -> None:
     with a_station(Stub()) as (station, _, _):
         before = station.settings
@@ -110,6 +131,7 @@ def test_a_value_that_makes_no_sense_changes_nothing() -> None:
             Set(4, budget="half"),
             Set(4, budget="1.5"),
             Set(4, selector="divprun"),
+            Set(4, encode="lasy"),
         ):
             with pytest.raises(tokprune.RequestInvalid):
                 station.change(wrong)

@@ -29,6 +29,7 @@ FOLDER = Path(__file__).parents[2] / "samples" / "ros2"
         ({"max_rate_hz": float("nan")}, "max_rate_hz must be above 0"),
         ({"max_waiting": -1}, "max_waiting must be 0 or more"),
         ({"warmup": ("50%",)}, "50%"),
+        ({"encode": "lasy"}, "Did you mean 'lazy'"),
     ],
 )
 def test_parameters_that_make_no_sense_are_named(given: dict[str, Any], why: str) -> None:
@@ -136,7 +137,9 @@ def test_the_yaml_names_every_parameter_with_its_default() -> None:
 def test_the_action_is_read_as_rosidl_reads_it() -> None:
     goal, result, feedback = action_parts(ACTION.read_text())
     assert [field.name for field in goal][:3] == ["prompt", "budget", "choices"]
-    assert {"header", "frame_age_s", "kept", "total"} <= {field.name for field in result}
+    assert {"header", "frame_age_s", "kept", "total", "encode", "encoded"} <= {
+        field.name for field in result
+    }
     assert not any("Image" in field.kind for field in result)
     assert [field.name for field in feedback] == ["partial_text"]
 

@@ -72,6 +72,7 @@ def test_questions_that_make_no_sense_are_told_by_their_code(asking: Asking[Any]
         first_picture(asking)
         for question, code in (
             (Question("what?", budget="70%"), "request_invalid"),
+            (Question("what?", encode="lasy"), "request_invalid"),
             (Question("what?", max_frame_age_s=2.0), "request_invalid"),
             (Question("what?", deadline_s=float("nan")), "request_invalid"),
             (Question("what?", choices=("yes",) * 2), "request_invalid"),

@@ -78,7 +78,7 @@ def test_a_goal_is_answered_from_configure_to_cleanup(start: Callable[..., Any])
         see_first(node)
         handle = server.send(prompt=DESCRIBE, budget="0.9", max_new_tokens=100)
         result = handle.result.result(20.0)
-        chosen = server.send(prompt=SCENE.question, choices=["red", SCENE.answer])
+        chosen = server.send(prompt=SCENE.question, choices=["red", SCENE.answer], encode="repeats")
         chosen = chosen.result.result(20.0)
         assert node.change("deactivate") is Transition.SUCCESS
     assert handle.status == "succeeded"
@@ -87,6 +87,9 @@ def test_a_goal_is_answered_from_configure_to_cleanup(start: Callable[..., Any])
     assert handle.feedback[-1] == result.text
     assert (result.finish_reason, result.error_code, result.choice) == ("stop", "", "")
     assert (result.kept, result.total) == (177, 196)
+    assert (result.encode, result.encoded, result.encode_reason) == ("full", 196, "")
+    assert (chosen.encode, chosen.total) == ("repeats", 196)
+    assert chosen.encode_reason == f"{196 - chosen.encoded} of 196 tokens repeat others"
     assert 0 < result.header.stamp.sec <= camera.count
     assert 0 < result.ttft_ms / 1000 < result.frame_age_s + 0.1
     assert dict(zip(result.stages, result.stage_ms, strict=True))["prefill"] > 0

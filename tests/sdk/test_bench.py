@@ -33,6 +33,7 @@ def answer(
         timings_ms={"vision": ms / 2, "prefill": ms / 4, "decode": 12.0},
         ttft_ms=ms,
         token_ids=tuple(range(tokens)),
+        encoded=6,
     )
 
 
@@ -121,6 +122,7 @@ def test_a_row_sums_up_its_runs() -> None:
     assert row["decode_ms_per_token"] == {"p50": 4.0, "p95": 4.0}
     assert (row["decode_steps"], row["decode_tokens_per_s"]) == (63, 250.0)
     assert row["kept"] == {"mean": 2.0, "min": 2, "max": 2}
+    assert row["encoded"] == {"mean": 6.0, "min": 6, "max": 6}
     assert row["rss_growth_bytes"] == 21 * 4096
 
 
@@ -196,6 +198,7 @@ def test_a_drawn_picture_has_the_size_that_was_asked_for_width_first() -> None:
         ({"budgets": ","}, "one budget or more"),
         ({"budgets": "0.5,often"}, "Cannot read the budget 'often'"),
         ({"selector": "nosuch"}, "Unknown selector"),
+        ({"encode": "nosuch"}, "Unknown way to encode"),
         ({"output": Path("no/such/folder.json")}, "there is no folder"),
         ({"bundles": ()}, "needs a bundle"),
         ({"bundles": (Path("a"), Path("a"))}, "same bundle twice"),
@@ -250,6 +253,19 @@ def test_bundles_are_compared_in_a_table(
     assert shown.count("fastest prefill") == shown.count("fastest decode") == 2
     assert "resident memory after the warm-up" in shown
     assert "1 rounds after 1" in shown
+
+
+@pytest.mark.demo
+def test_below_the_table_stands_what_was_encoded_where_that_is_not_all(
+    demo_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = Bench(
+        (demo_bundle,), size="112x112", budgets="0.25,1.0", rounds=1, warmup=1, threads=1,
+        backend="cpu", encode="coarse",
+    )  # fmt: skip
+    assert run_bench(command) == 0
+    shown = capsys.readouterr().out  # four at half the size, four in full
+    assert "vision tokens encoded by coarse: 8 of 16 at 0.25, 16 of 16 at 1.0" in shown
 
 
 @pytest.mark.demo

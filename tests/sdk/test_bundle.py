@@ -187,8 +187,8 @@ def test_a_scorer_may_read_the_vision_tokens(bundle: Path) -> None:
     with small_bundle.edited(bundle) as raw:
         embeds = {"name": "embeds", "dtype": "float32", "shape": ["n", small_bundle.HIDDEN]}
         raw["graphs"]["scorer"]["inputs"].append(embeds)
-        raw["scorer"]["kind"] = "looks"
-    assert open_bundle(bundle).manifest.scorer.kind == "looks"
+        raw["scorer"]["kind"] = "asked"
+    assert open_bundle(bundle).manifest.scorer.kind == "asked"
 
 
 EXTRA = {"name": "extra", "dtype": "float32", "shape": [1]}

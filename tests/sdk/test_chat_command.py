@@ -12,8 +12,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from stub_model import a_picture, a_vlm
 
 import tokprune
 from tokprune.commands.chat import ChatCommand, run_chat
@@ -132,6 +134,28 @@ def test_pinned_pictures_refuse_what_reads_the_question(demo_bundle: Path, pictu
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error [request_invalid]: Pinned pictures")
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_every_question_of_a_chat_is_encoded_as_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tokprune.Clip(np.stack([a_picture(seed) for seed in range(8)]), 4.0)
+    monkeypatch.setattr("tokprune.commands.chat.load", lambda *_, **__: a_vlm())
+    monkeypatch.setattr("tokprune.commands.chat.load_video", lambda _: clip)
+    for encode, told in (
+        ("lazy:1", [", 72 encoded by lazy (1 of 6 crops and frames, where the relevance is)"] * 2),
+        ("full", ["", ", 0 encoded"]),  # the second time they are there already
+    ):
+        monkeypatch.setattr(sys, "stdin", StringIO("what?\nwhere?\n"))
+        options: dict[str, Any] = {"video": (Path("a.mp4"),), "selector": "attention"}
+        assert run_chat(ChatCommand(Path("none"), budget="0.25", encode=encode, **options)) == 0
+        noted = capsys.readouterr().err.splitlines()
+        assert [line.partition(" (ratio)")[2].partition(";")[0] for line in noted] == told
+
+
+def test_a_way_to_encode_that_is_none_is_refused_before_the_bundle_is_opened() -> None:
+    with pytest.raises(tokprune.RequestInvalid, match="Did you mean 'lazy'"):
+        run_chat(ChatCommand(Path("none"), encode="lasy"))
 
 
 def test_help_lists_every_command(demo_bundle: Path) -> None:

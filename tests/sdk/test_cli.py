@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from stub_model import a_picture, a_vlm
 
+from tokprune import Clip
+from tokprune.commands.ask import Ask, run_ask
 from tokprune.scenes import suite
 
 pytestmark = pytest.mark.demo
@@ -112,6 +115,8 @@ def test_pictures_come_before_videos_and_get_an_overlay_each(
         ((), "ask needs a picture or a video: give --image FILE or --video FILE"),
         (("--image", "a.png", "--fps", "2"), "--fps and --num-frames are about videos"),
         (("--video", "a.mp4", "--fps", "2", "--num-frames", "3"), "give one of the two"),
+        (("--image", "a.png", "--encode", "lasy"), "Unknown way to encode 'lasy'. Did you mean"),
+        (("--image", "a.png", "--encode", "coarse:2"), "expected one of full, lazy, coarse"),
         (("--video", "no/such.mp4"), "no/such.mp4"),
         (("--video", __file__), "cannot be decoded"),
     ],
@@ -132,6 +137,36 @@ def test_text_is_followed_by_what_was_kept_and_what_it_cost(
     assert result.returncode == 0
     assert "kept 32 of 64 vision tokens by" in result.stdout
     assert "prefill" in result.stdout
+
+
+def asked_of_a_stub(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **options: Any
+) -> str:
+    """Ask about eight frames, each of which the encoder takes by itself."""
+    clip = Clip(np.stack([a_picture(seed) for seed in range(8)]), 4.0)
+    monkeypatch.setattr("tokprune.commands.ask.load", lambda *_, **__: a_vlm())
+    monkeypatch.setattr("tokprune.commands.ask.load_video", lambda *_, **__: clip)
+    question: dict[str, Any] = {"question": "what?", "video": (Path("a.mp4"),), "budget": "0.25"}
+    assert run_ask(Ask(Path("none"), selector="attention", **question, **options)) == 0
+    return capsys.readouterr().out
+
+
+def test_json_says_what_was_encoded_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for encode, used, encoded in (("full", "full", 192), ("lazy:1", "lazy", 72)):
+        told = json.loads(asked_of_a_stub(monkeypatch, capsys, encode=encode, json=True))
+        assert (told["encode"], told["encoded"], told["total"]) == (used, encoded, 192)
+        assert bool(told["encode_reason"]) == (used == "lazy")
+
+
+def test_text_says_what_was_encoded_where_that_is_not_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = asked_of_a_stub(monkeypatch, capsys, encode="lazy:1")
+    assert "by attention (ratio), 72 encoded by lazy (1 of 6 crops and frames, where" in part
+    whole = asked_of_a_stub(monkeypatch, capsys)
+    assert "by attention (ratio); first token after" in whole
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def build(tokenizer: Tokenizer) -> Build:
     )
     tokens = Tokens(image=image, video=None, eos=[end], control=list(ids.values()))
     where = np.zeros((6, 7), np.int32)
-    pictures = (Prepared("picture", (), lambda _: where, where, (Region(0, 0, 0, 2, 3),), (1, 1)),)
+    units, regions = np.ones((6, 1), np.bool_), (Region(0, 0, 0, 2, 3),)
+    pictures = (Prepared("picture", (), lambda _: where, where, regions, (1, 1), units),)
     processor = Processor(prepare=lambda _: pictures, positions=positions)
     return lambda conversation: build_prompt(
         conversation, pictures, chat, tokens, tokenizer, processor

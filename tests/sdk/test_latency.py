@@ -63,6 +63,7 @@ def test_sizes_are_read_from_a_prepared_request() -> None:
         where=vision.where,
         regions=vision.regions,
         size_hw=(2, 2),
+        units=np.ones((len(vision.where), 1), np.bool_),
     )
     sizes = sizes_of(prompt_for(vision, before=3, after=5), (shown,))
     assert sizes == Sizes((24, 6), len(vision.where), 8, frames=1)

@@ -39,6 +39,7 @@ def test_counters_gauges_and_seconds_are_those_of_the_snapshot(
         "tokprune_generated_tokens_total": 15,
         "tokprune_vision_tokens_total": 192,
         "tokprune_kept_vision_tokens_total": 48,
+        "tokprune_encoded_vision_tokens_total": 96,
         "tokprune_encoder_hits_total": 3,
         "tokprune_encoder_runs_total": 6,
         "tokprune_decode_seconds_total": pytest.approx(0.6),

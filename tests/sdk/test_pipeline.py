@@ -8,13 +8,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tokprune import Answer, KeepCount, RequestInvalid, overlay
 from tokprune.llm import Token
+from tokprune.looking import Asked, Look
 from tokprune.pipeline import Pipeline
 from tokprune.running.request import Options
 from tokprune.running.writing import Written, write
 from tokprune.selection import select, unless_all
 from tokprune.selectors.baselines import attention
 from tokprune.stopwatch import Stopwatch
-from tokprune.types import First, FirstLayer, Prepared, Prompt, Selection, VisionTokens
+from tokprune.types import (
+    First,
+    FirstLayer,
+    Prepared,
+    Prompt,
+    Ranking,
+    Selection,
+    VisionTokens,
+)
 
 VISION = vision_tokens((2, 3))
 SCORES = np.asarray([0, 5, 0, 0, 4, 0], np.float32)
@@ -37,7 +46,10 @@ def pipeline(calls: list[str], *, text: bytes = b"ok") -> Pipeline:
             yield Token(int(byte))
         yield Token(None, "stop")
 
-    return Pipeline(vision_graph, first_layer_graph, attention, llm)
+    def rank(look: Look, vision: VisionTokens, first: First) -> Ranking:
+        return attention(look.prompt, vision, first)
+
+    return Pipeline(vision_graph, first_layer_graph, rank, llm)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -57,14 +69,14 @@ def byte_tokenizer() -> Tokenizer:
 def said(
     text: bytes, pieces: list[str] | None = None, watch: Stopwatch | None = None, **options: Any
 ) -> Written:
-    flow = pipeline([], text=text).answer(prompt_for(VISION), (), KeepCount(2))
+    flow = pipeline([], text=text).answer(Asked(prompt_for(VISION), (), KeepCount(2)))
     given = [] if pieces is None else pieces
     return write(flow, byte_tokenizer(), watch or Stopwatch(), Options(**options), given.append)
 
 
 def test_the_llm_sees_only_the_tokens_that_the_question_attends_to() -> None:
     calls: list[str] = []
-    flow = pipeline(calls).answer(prompt_for(VISION), (), KeepCount(2))
+    flow = pipeline(calls).answer(Asked(prompt_for(VISION), (), KeepCount(2)))
     assert next(flow.tokens).id == ord("o")
     assert calls == ["first layer", "llm [1, 4]"]
     assert flow.selection.scores is not None
@@ -127,7 +139,7 @@ def test_a_stage_within_a_stage_counts_for_itself_alone() -> None:
 
 
 def finished() -> Answer:
-    flow = pipeline([]).answer(prompt_for(VISION), (), KeepCount(2))
+    flow = pipeline([]).answer(Asked(prompt_for(VISION), (), KeepCount(2)))
     return Answer(
         text="ok",
         finish_reason="stop",

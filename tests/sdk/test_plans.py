@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tokprune.errors import BudgetImpossible, NotCalibrated
 from tokprune.selection import keep_all, select, unless_all, with_newlines
 from tokprune.selectors import SELECTORS
 from tokprune.timing.latency import Latency
-from tokprune.timing.plans import Timing, keeps_all, needed
+from tokprune.timing.plans import Timing, keeps_all, needed, units_in_time
 from tokprune.timing.request_sizes import Sizes
 from tokprune.types import FirstLayer, Prompt, Scores, VisionTokens
 
@@ -287,3 +288,23 @@ def test_budgets_of_relevance_and_time_leave_no_region_blind() -> None:
         assert (keep >= 100).sum() >= 2, budget
     for budget in (KeepCount(40), KeepRatio(0.2)):  # spent as the ranking says
         assert (select(ranking, vision, budget).keep >= 100).sum() == 0
+
+
+def test_tiles_are_encoded_as_far_as_time_is_left_for_what_follows() -> None:
+    pixels, tokens, seen = 20_000, 49, 49
+
+    def cost(count: int) -> float:
+        again = sum(true_ms(stage, SIZES, 0) for stage in ("first_layer", "scorer"))
+        tiles = replace(SIZES, patches=(pixels,) * count)
+        encode = true_ms("vision", tiles, 0) if count else 0.0
+        return again + encode + after((seen + count * tokens) // 4)
+
+    for count in range(1, 7):
+        room = units_in_time(
+            Deadline(50.0 + cost(count) + 0.5), lambda: timing(50.0, spread=1.0), pixels, tokens,
+            seen, 6,
+        )  # fmt: skip
+        assert room == count
+    tight = lambda: timing(50.0, spread=1.0)  # noqa: E731
+    assert units_in_time(Deadline(50.0 + cost(1) - 0.5), tight, pixels, tokens, seen, 6) == 0
+    assert units_in_time(KeepCount(5), tight, pixels, tokens, seen, 6) == 6

@@ -42,7 +42,8 @@ def tokenizer() -> Tokenizer:
 
 def picture(index: int, rows: int, columns: int, kind: MediumKind = "picture") -> Prepared:
     where = np.zeros((rows * columns, 7), np.int32)
-    return Prepared(kind, (), lambda _: where, where, (Region(index, 0, 0, rows, columns),), (1, 1))
+    units, regions = np.ones((len(where), 1), np.bool_), (Region(index, 0, 0, rows, columns),)
+    return Prepared(kind, (), lambda _: where, where, regions, (1, 1), units)
 
 
 def prompt(

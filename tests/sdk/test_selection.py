@@ -161,9 +161,11 @@ def test_a_selection_must_ascend_within_the_total() -> None:
         selection(3, 6)
 
 
-def test_vision_tokens_must_fill_their_regions() -> None:
+def test_vision_tokens_must_fit_into_their_regions() -> None:
     with pytest.raises(ValueError, match="must agree"):
-        VisionTokens(VISION.embeds[:5], VISION.where[:5], VISION.regions)
+        VisionTokens(VISION.embeds, VISION.where, (Region(0, 0, 0, 2, 2),))
+    seen = VisionTokens(VISION.embeds[:5], VISION.where[:5], VISION.regions)
+    assert canvas(seen.where, seen.regions).tokens.tolist() == [[[0, 1, 2], [3, 4, -1]]]
 
 
 def test_a_canvas_holds_every_token_in_its_cell() -> None:

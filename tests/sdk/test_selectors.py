@@ -128,7 +128,7 @@ def test_attention_reads_the_question_rows_alone() -> None:
 def test_attention_reads_all_rows_when_the_question_stands_before_the_picture() -> None:
     values = np.zeros((1, 3, 4), np.float32)
     values[0, :, 2] = (0.1, 0.2, 0.3)
-    scores = mean_attention(FirstLayer(values, np.zeros(3, np.bool_)))
+    scores = mean_attention(FirstLayer(values, np.zeros(3, np.bool_), np.zeros((3, 1), np.float32)))
     assert scores.tolist() == [0, 0, 1, 0]
 
 

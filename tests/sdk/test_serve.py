@@ -11,6 +11,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+import numpy as np
 import pytest
 from http_server import MODEL, Served, eventually, served
 from PIL import Image as Pillow
@@ -79,6 +80,7 @@ def alike(reply: Any, answer: Answer) -> bool:
         and (told["kept"], told["total"]) == (answer.kept, answer.total)
         and (told["reason"], told["cap"]) == (answer.selection.reason, answer.selection.cap)
         and told["selector"] == answer.selector
+        and (told["encode"], told["encoded"]) == (answer.encode, answer.encoded)
         and reply.usage.prompt_tokens == answer.prompt_tokens
         and reply.usage.completion_tokens == len(answer.token_ids)
         and reply.usage.total_tokens == answer.prompt_tokens + len(answer.token_ids)
@@ -179,6 +181,14 @@ def test_options_mean_what_they_mean_in_process(server: Served, client: Any) -> 
     assert cut.text != free.text
     assert alike(ask(client, *parts, **options, max_tokens=30, stop=stop), cut)
     assert alike(ask(client, *parts, **options, max_tokens=30, stop=[stop]), cut)
+
+
+def test_a_picture_is_encoded_as_it_was_asked_for(server: Served, client: Any) -> None:
+    grey = np.full_like(noise(12), 90)  # its patches repeat each other
+    parts = (picture_part(grey), text_part(QUESTION))
+    reply = ask(client, *parts, extra_body={"encode": "repeats"})
+    assert alike(reply, server.vlm.ask(grey, QUESTION, encode="repeats"))
+    assert reply.tokprune["encoded"] < reply.tokprune["total"]
 
 
 def test_choices_come_with_their_probabilities(server: Served, client: Any) -> None:

@@ -172,6 +172,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         ({"port": 70000}, "--port 0"),
         ({"budget": "half"}, "Cannot read the budget"),
         ({"selector": "relevence"}, "Did you mean"),
+        ({"encode": "lasy"}, "Did you mean 'lazy'"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"body_limit": 0}, "--body-limit"),
     ],

@@ -109,6 +109,20 @@ def test_a_bound_that_is_not_given_is_the_default_within_the_servers() -> None:
     assert asked(max_tokens=7, max_completion_tokens=7).options.get("max_new_tokens") == 7
 
 
+def test_pictures_are_encoded_as_the_request_says_else_as_the_server_was_told() -> None:
+    assert asked().options.get("encode") == "full"
+    request, other = (
+        chat_request(json.dumps({"messages": SAID, "encode": encode}).encode())
+        for encode in (None, "repeats:0.02")
+    )
+    rules = replace(RULES, encode="lazy:2")
+    assert asked_of(request, rules).options.get("encode") == "lazy:2"
+    assert asked_of(other, rules).options.get("encode") == "repeats:0.02"
+    for wrong in ("lasy", "", "lazy:0"):
+        with pytest.raises(RequestInvalid, match="encode"):
+            asked(encode=wrong)
+
+
 @pytest.mark.parametrize("pictures_first", [False, True])
 def test_pictures_come_first_only_where_that_is_the_rule(*, pictures_first: bool) -> None:
     one, other = (np.full((8, 8, 3), grey, np.uint8) for grey in (10, 20))
@@ -171,6 +185,9 @@ def test_reasons_to_end_are_openais_and_the_true_one_stands_beside(reason: Any, 
         token_ids=(1, 2, 3),
         prompt_tokens=40,
         reused=8,
+        encode="lazy",
+        encoded=48,
+        encode_reason="1 of 2 crops",
     )
     reply = Reply("demo", received_ms=4.0, include_usage=True)
     whole, (last, usage) = reply.whole(answer), reply.last(answer)
@@ -179,5 +196,7 @@ def test_reasons_to_end_are_openais_and_the_true_one_stands_beside(reason: Any, 
         assert each["tokprune"]["finish_reason"] == reason
         assert each["tokprune"]["ttft_ms"] == 40.0
         assert each["tokprune"]["need"] == 5
+        assert (each["tokprune"]["encode"], each["tokprune"]["encoded"]) == ("lazy", 48)
+        assert each["tokprune"]["encode_reason"] == "1 of 2 crops"
     assert usage["usage"] == whole["usage"]
     assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}

@@ -27,6 +27,7 @@ def test_answers_are_counted_by_finish_reason_and_errors_by_code() -> None:
     assert (stats.answered, stats.failed, stats.busy_refusals) == (4, 3, 2)
     assert stats.tokens_out == 20
     assert (stats.vision_tokens, stats.vision_tokens_kept) == (256, 64)
+    assert stats.vision_tokens_encoded == stats.as_json()["vision_tokens_encoded"] == 128
     assert (stats.encoder_hits, stats.encoder_runs) == (4, 8)
 
 

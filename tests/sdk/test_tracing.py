@@ -35,6 +35,7 @@ def answer(began_s: float = 100.0, spans: tuple[Span, ...] = STAGES) -> Answer:
         timings_ms={"decode": 10.5},
         ttft_ms=36.0,
         token_ids=(1, 2, 3),
+        encoded=64,
         began_s=began_s,
         spans=spans,
     )
@@ -84,6 +85,8 @@ def test_a_request_says_what_was_kept_and_why() -> None:
     assert request["args"] == {
         "kept": 16,
         "total": 64,
+        "encode": "full",
+        "encoded": 64,
         "budget": {"reason": "count", "need": None, "cap": 16},
         "selector": "uniform",
         "tokens": 3,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from stub_model import a_vlm
 
 from tokprune.cli import main
 
@@ -60,6 +61,24 @@ def test_json_lines_tell_answers_failures_and_states(
     assert numbers == sorted(set(numbers))
 
 
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_a_window_of_frames_is_encoded_as_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, json_lines: bool
+) -> None:
+    monkeypatch.setattr("tokprune.commands.watch.load", lambda *_, **__: a_vlm())
+    window = ("--source", "fake://scenes?size=112x112&fps=30", "--window", "8", "--count", "12")
+    asked = ("none", *window, "--question", QUESTION, "--selector", "attention")
+    told = ("--json",) if json_lines else ()
+    assert run(monkeypatch, *asked, "--encode", "lazy:1", "--budget", "0.05", *told) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if json_lines:
+        seen = [event for line in lines if (event := json.loads(line))["event"] == "answer"][-1]
+        assert (seen["encode"], seen["encoded"], seen["total"]) == ("lazy", 3 * 196, 8 * 196)
+        assert seen["encode_reason"].startswith("1 of 6 ")
+    else:
+        assert "of 1568, 588 encoded]" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -67,6 +86,7 @@ def test_json_lines_tell_answers_failures_and_states(
         (("--source", "fake://scenes", "--mode", "on_demand"), "Nobody would ask"),
         (("--source", "fake://scenes", "--count", "0"), "--count must be 1 or more"),
         (("--source", "fake://scenes", "--selector", "relevanse"), "Did you mean 'relevance'"),
+        (("--source", "fake://scenes", "--encode", "lasy"), "Did you mean 'lazy'"),
         (("--source", "fake://scenes?fps=0"), "fps must be above 0"),
     ],
 )

@@ -25,6 +25,7 @@ from tokprune_export.evaluation.cells import (
     Cell,
 )
 from tokprune_export.evaluation.downsampling import downsampled
+from tokprune_export.evaluation.encoding import asked, row_of
 from tokprune_export.evaluation.methods import build
 from tokprune_export.evaluation.opening import THREADS, Answers, Opened, Setup, encode, opened
 from tokprune_export.evaluation.record import Given, Record
@@ -80,7 +81,12 @@ class Asking:
         budget = parse_budget(cell.budget)
         if cell.name == DOWNSAMPLE:
             return self._smaller(budget)
+        row = row_of(cell.name)
         try:
+            if row is not None:
+                question, most = self._task.question, self._most
+                answer = asked(self._vlm, self._media, question, row, budget, most)
+                return Given(answer.text, answer.kept, encoded=answer.encoded)
             selection = self._selection(cell.name, budget)
         except RequestInvalid as error:  # no scores, no crops, no frames
             return Given("", 0, refused=str(error))
@@ -183,4 +189,5 @@ class Asking:
         count = len(vision.embeds)
         answers = Answers(self._vlm, smaller.prompt, vision, self._most)
         text, _ = answers(select(keep_all(count), vision, KeepRatio(1.0)))
-        return Given(text, count, smaller.how)
+        pooled = smaller.how == "pooled"  # after the encoder
+        return Given(text, count, smaller.how, encoded=None if pooled else count)

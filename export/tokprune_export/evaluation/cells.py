@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tokprune.selectors import LEARNED, SELECTORS
+from tokprune_export.evaluation.encoding import row_of, rows_of
 from tokprune_export.evaluation.options import is_fixed
 
 FULL, RANDOM, DOWNSAMPLE, ORACLE = "full", "random", "downsample", "oracle"
@@ -49,6 +50,12 @@ class Plan:
     oracle: str = ""  # digest of the checkpoint; "": none
     downsample: bool = True
     twins: bool = True
+    ways: tuple[str, ...] = ()  # to look at the pictures, beside the whole ones
+
+    @property
+    def looked(self) -> tuple[str, ...]:
+        """Return the rows that look at the pictures in another way."""
+        return rows_of(self.selectors, self.default, self.ways)
 
     @property
     def others(self) -> tuple[tuple[str, str], ...]:
@@ -74,7 +81,7 @@ class Plan:
     def names(self) -> tuple[str, ...]:
         """Return the rows of the tables, twins last."""
         given = (*self.selectors, *(name for name, _ in self.others))
-        given += (DOWNSAMPLE,) * self.downsample + (ORACLE,) * bool(self.oracle)
+        given += (*self.looked, *(DOWNSAMPLE,) * self.downsample, *(ORACLE,) * bool(self.oracle))
         return (*given, *(f"{name}{SHUFFLED}" for name in self.twinned))
 
     @property
@@ -87,7 +94,7 @@ class Plan:
     @property
     def training_free(self) -> tuple[str, ...]:
         """Return what ours is compared with."""
-        ours = {*self.ours, ORACLE}
+        ours = {*self.ours, *self.looked, ORACLE}
         return tuple(name for name in self.names if name not in ours and SHUFFLED not in name)
 
     def cells(self, names: Sequence[str], budgets: Sequence[str]) -> list[Cell]:
@@ -96,7 +103,8 @@ class Plan:
         found = [WITHOUT_PRUNING]
         for name in names:
             digest = digests.get(name, "")
-            possible = [b for b in budgets if name != DOWNSAMPLE or is_fixed(b)]
+            fixed = name == DOWNSAMPLE or row_of(name) is not None
+            possible = [b for b in budgets if not fixed or is_fixed(b)]
             found += [Cell(each, b, digest) for each in seeded(name) for b in possible]
             if self.oracle and _scores(name):
                 found.append(Cell(name, AGREEMENT, self.oracle + digest))
@@ -109,4 +117,5 @@ def seeded(name: str) -> Iterator[str]:
 
 
 def _scores(name: str) -> bool:
-    return name not in (FULL, RANDOM, DOWNSAMPLE, ORACLE) and SHUFFLED not in name
+    apart = (FULL, RANDOM, DOWNSAMPLE, ORACLE)
+    return name not in apart and SHUFFLED not in name and row_of(name) is None

@@ -152,7 +152,8 @@ def _latency(inquiry: Inquiry, vlm: VLM, path: Path) -> Results | None:
     count = min(inquiry.options.timed, inquiry.samples)
     if not count:
         return None
-    cells = timed_cells(inquiry.plan.selectors, inquiry.budgets, downsample=inquiry.plan.downsample)
+    plan = inquiry.plan
+    cells = timed_cells(plan.selectors, plan.looked, inquiry.budgets, downsample=plan.downsample)
     wanted = {"machine": machine(), "questions": count, "asked": [cell.key for cell in cells]}
     known: Results = json.loads(path.read_bytes()) if path.exists() else {}
     if {name: known.get(name) for name in wanted} == wanted:

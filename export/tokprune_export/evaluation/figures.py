@@ -91,6 +91,8 @@ class Answered:
         self.right = self._table(lambda given, question, _: same(given.text, question.answer))
         self.loyal = self._table(lambda given, _, full: same(given.text, full))
         self.kept = self._table(lambda given, *_: float(given.kept))
+        totals = [records[question.key].total for question in questions]
+        self.encoded = self._encoded(np.asarray(totals, np.float64))
 
     def _table(self, mark: Any) -> Float[Array, "m c"]:
         """Mark answers; nan where there is none. The seeds of `random` are averaged."""
@@ -102,6 +104,14 @@ class Answered:
             for each, question, full in zip(self._given, self.questions, self._full, strict=True)
         ]
         return np.asarray(lines, np.float64)
+
+    def _encoded(self, totals: Float[Array, " m"]) -> Float[Array, "m c"]:
+        """Return the share of the vision tokens that were encoded."""
+        counts = self._table(
+            lambda given, *_: np.nan if given.encoded is None else float(given.encoded)
+        )
+        whole = np.isnan(counts) & ~np.isnan(self.kept)
+        return np.where(whole, 1.0, counts / totals[:, None])
 
     def keys(self, column: Column) -> list[str]:
         """Return where the answers of a column are kept."""
@@ -153,6 +163,8 @@ def figures(
             by_part = cells.setdefault(column.name, {}).setdefault(column.budget, {})
             scores = _scores(right, loyal, place, answered.columns.index(answered.reference))
             scores |= _tokens(answered.kept[part, place])
+            share = answered.encoded[part, place]
+            scores["encoded"] = None if np.isnan(share).any() else round(float(share.mean()), 4)
             scores |= _quality(quality.get(column.name), part, strata)
             by_part[name] = {"n": int(part.sum()), **scores}
         if whole:

@@ -18,6 +18,7 @@ from tokprune.types import FirstLayer, Medium, Prepared, Prompt, Scores, Selecti
 from tokprune.vlm import VLM
 from tokprune_export.evaluation.cells import DOWNSAMPLE, FULL, UNPRUNED, Cell
 from tokprune_export.evaluation.downsampling import downsampled
+from tokprune_export.evaluation.encoding import asked, row_of
 from tokprune_export.evaluation.methods import build
 from tokprune_export.evaluation.options import is_fixed
 from tokprune_export.evaluation.suites import Task
@@ -31,11 +32,11 @@ Quantiles = dict[str, dict[str, float]]  # "p50", "p95" -> by stage, and "ttft" 
 
 
 def timed_cells(
-    selectors: Sequence[str], budgets: Sequence[str], *, downsample: bool
+    selectors: Sequence[str], looked: Sequence[str], budgets: Sequence[str], *, downsample: bool
 ) -> list[Cell]:
     """Return the cells to be timed: fixed budgets."""
     pruned = [budget for budget in budgets if is_fixed(budget) and budget != UNPRUNED]
-    names = (*selectors, *(DOWNSAMPLE,) * downsample)
+    names = (*selectors, *looked, *(DOWNSAMPLE,) * downsample)
     return [Cell(FULL, UNPRUNED), *(Cell(name, budget) for name in names for budget in pruned)]
 
 
@@ -122,6 +123,11 @@ class _Watch:
 
 def _time(vlm: VLM, pool: KvPool, shown: _Shown, cell: Cell) -> Timings:
     """Answer with one token, and return how long each stage took."""
+    row = row_of(cell.name)
+    if row is not None:
+        budget = parse_budget(cell.budget)
+        answer = asked(vlm, shown.media, shown.question, row, budget, 1)
+        return {stage: answer.timings_ms[stage] for stage in STAGES}
     prompt, vision, vision_ms = shown.prompt, shown.vision, shown.vision_ms
     if cell.name == DOWNSAMPLE:
         k = select(keep_all(len(vision.embeds)), vision, parse_budget(cell.budget)).kept

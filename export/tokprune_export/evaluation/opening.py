@@ -53,10 +53,15 @@ def opened(setup: Setup) -> Opened:
 
 def open_bundle(bundle: Path) -> VLM:
     """Load a bundle for one thread, in a form that takes the size bias of some selectors."""
-    vlm = tokprune.load(bundle, backend="cpu", threads=THREADS)
-    if takes_bias(vlm.model.llm.form):
-        return vlm
-    return tokprune.load(bundle, backend="cpu", threads=THREADS, llm_form="portable")
+
+    def load(form: str | None) -> VLM:
+        # No cache of encoded pictures: every cell that looks for itself is timed as the first one.
+        return tokprune.load(
+            bundle, backend="cpu", threads=THREADS, llm_form=form, vision_cache_bytes=0
+        )
+
+    vlm = load(None)
+    return vlm if takes_bias(vlm.model.llm.form) else load("portable")
 
 
 class Encoded(NamedTuple):

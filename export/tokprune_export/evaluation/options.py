@@ -60,6 +60,9 @@ class EvaluateOptions:
     """Other scorer files for this checkpoint, compared with the bundle's own. Needs torch."""
     twins: bool = True
     """Whether each selector that reads the question has a twin that reads another question."""
+    encode: str = ""
+    """Ways to look at the pictures beside the whole ones, with commas, such as lazy,repeats,coarse:
+    each gets a row with the bundle's own selector, or the first of --selectors that scores."""
     turns: int = 200
     """Pairs of questions about one picture, asked one after the other; 0: none."""
     timed: int = 20

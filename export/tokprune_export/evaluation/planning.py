@@ -14,6 +14,7 @@ from tokprune.timing.latency import open_latency
 from tokprune.vlm import VLM
 from tokprune_export.errors import placed
 from tokprune_export.evaluation.cells import DOWNSAMPLE, ORACLE, Cell, Plan, ScorerFile
+from tokprune_export.evaluation.encoding import ways_of
 from tokprune_export.evaluation.methods import chosen
 from tokprune_export.evaluation.opening import THREADS, Setup
 from tokprune_export.evaluation.options import (
@@ -32,9 +33,9 @@ from tokprune_export.media import load
 # What decides an answer, beside the bundle and the questions: the code that selects and lays out.
 SOURCES = (
     *("canvas.py", "selection.py", "allocation.py", "prompting.py", "timing/plans.py"),
-    *("selectors/*.py", "scenes/*.py", "families/*.py"),
+    *("selectors/*.py", "scenes/*.py", "families/*.py", "looking/*.py"),
 )
-OWN_SOURCES = ("asking.py", "downsampling.py", "opening.py", "suites.py")
+OWN_SOURCES = ("asking.py", "downsampling.py", "encoding.py", "opening.py", "suites.py")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _plan(
         oracle,
         asked is None or DOWNSAMPLE in asked,
         options.twins,
+        ways_of(options.encode),
     )
     return plan, skipped
 

@@ -16,6 +16,7 @@ class Given(msgspec.Struct, frozen=True, array_like=True):
     kept: int  # vision tokens that entered the LLM
     note: str = ""  # how the picture became smaller
     refused: str = ""  # why there is no answer
+    encoded: int | None = None  # vision tokens that were encoded; None: all
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -43,7 +43,7 @@ def _rows(results: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterable[Ro
                     **_bounds("retention_ci", part["retention"]),
                     "loyalty": _mean(part["loyalty"]),
                     **{key: part[key] for key in ("recall", "recall_50", "spearman")},
-                    **{key: part[key] for key in ("kept", "kept_p95")},
+                    **{key: part[key] for key in ("kept", "kept_p95", "encoded")},
                     "ttft_ms": round(ttft["p50"]["ttft"], 3) if ttft and group == WHOLE else None,
                 }
 

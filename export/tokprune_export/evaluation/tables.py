@@ -90,7 +90,7 @@ def _by_group(results: Results, figures: Results, budget: str) -> list[str]:
     slices = [name for name in figures["parts"] if name in SLICES]
     figure = "accuracy" if results["labelled"] else "loyalty"
     title = "Accuracy" if results["labelled"] else "Loyalty"
-    heads = ["selector", *groups, "all", *slices, "worst group", "loyalty", "kept"]
+    heads = ["selector", *groups, "all", *slices, "worst group", "loyalty", "kept", "encoded"]
 
     def line(name: str, parts: Results) -> list[str]:
         least = worst(parts, groups)
@@ -100,6 +100,7 @@ def _by_group(results: Results, figures: Results, budget: str) -> list[str]:
             "" if least is None else f"{least[0]} {least[1]:.0%}",
             _percent(parts[WHOLE]["loyalty"]),
             "" if parts[WHOLE]["kept"] is None else f"{parts[WHOLE]['kept']:.0f}",
+            "" if parts[WHOLE]["encoded"] is None else f"{parts[WHOLE]['encoded']:.0%}",
         ]
 
     rows = [line(FULL, whole)]

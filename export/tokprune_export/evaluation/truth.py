@@ -56,7 +56,7 @@ def scored(scorer: Scorer, vision: VisionTokens, first: FirstLayer) -> Scores:
     """Run a scorer that is not in the bundle."""
     index, cells = canvas(vision.where, vision.regions)
     embeds = np.asarray(vision.embeds, np.float32)
-    given = (first.attention, first.question, index, cells, embeds)
+    given = (first.attention, first.question, index, cells, embeds, first.words)
     return scorer.network(*map(torch.from_numpy, given)).numpy()
 
 

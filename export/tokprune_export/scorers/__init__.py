@@ -3,12 +3,14 @@
     AttentionMean   no parameters: what the question attends to
     PaperScorer     the network of arXiv:2506.01097, open points as in its class
     GridScorer      rows and heads as channels of small 2-D convolutions over each region's grid
-    LooksScorer     the same, and what the tokens look like
+    AskedScorer     the same, what the tokens look like, and the words of the question
 
 All take `attention [a, u, n]`, `question [u]`, `index [r, rows, columns]` and `cells [n]`
-(tokprune.canvas) and `embeds [n, d]`, and give `relevance [n]`, which sums to 1.
+(tokprune.canvas), `embeds [n, d]` and `words [u, d]` (what the LLM is fed of the text rows), and
+give `relevance [n]`, which sums to 1.
 """
 
+from tokprune_export.scorers.asked import AskedScorer
 from tokprune_export.scorers.files import (
     NETWORKS,
     Arch,
@@ -20,16 +22,15 @@ from tokprune_export.scorers.files import (
     size_of,
 )
 from tokprune_export.scorers.grid import TEXT_ROWS, GridScorer
-from tokprune_export.scorers.looks import LooksScorer
 from tokprune_export.scorers.paper import AttentionMean, PaperScorer, mean_rows
 
 __all__ = [
     "NETWORKS",
     "TEXT_ROWS",
     "Arch",
+    "AskedScorer",
     "AttentionMean",
     "GridScorer",
-    "LooksScorer",
     "Network",
     "PaperScorer",
     "Scorer",

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.manifest import Metrics, Modality, ScorerKind
+from tokprune_export.scorers.asked import AskedScorer
 from tokprune_export.scorers.grid import GridScorer
-from tokprune_export.scorers.looks import LooksScorer
 from tokprune_export.scorers.paper import AttentionMean, PaperScorer
 
 FORMAT, VERSION = "tokprune-scorer", "1"
-Network: TypeAlias = PaperScorer | GridScorer | LooksScorer  # what can be trained
+Network: TypeAlias = PaperScorer | GridScorer | AskedScorer  # what can be trained
 
 
 class Size(NamedTuple):
@@ -34,11 +34,11 @@ def size_of(text_config: Mapping[str, Any]) -> Size:
     return Size(int(text_config["num_attention_heads"]), int(text_config["hidden_size"]))
 
 
-Arch = Literal["paper", "grid", "looks"]
+Arch = Literal["paper", "grid", "asked"]
 NETWORKS: dict[Arch, Callable[[Size], Network]] = {
     "paper": lambda _: PaperScorer(),
     "grid": lambda size: GridScorer(size.heads),
-    "looks": lambda size: LooksScorer(size.heads, size.hidden),
+    "asked": lambda size: AskedScorer(size.heads, size.hidden),
 }
 
 

@@ -79,7 +79,8 @@ class GridScorer(nn.Module):
         index: Int64[Tensor, "r rows columns"],
         cells: Int64[Tensor, " n"],
         embeds: Float[Tensor, "n d"],
+        words: Float[Tensor, "u d"],
     ) -> Float[Tensor, " n"]:
         """Score one prompt."""
-        del embeds
+        del embeds, words
         return shares(self.logits(self.features(attention, question), index, cells))

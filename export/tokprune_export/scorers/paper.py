@@ -37,9 +37,10 @@ class AttentionMean(nn.Module):
         index: Int64[Tensor, "r rows columns"],
         cells: Int64[Tensor, " n"],
         embeds: Float[Tensor, "n d"],
+        words: Float[Tensor, "u d"],
     ) -> Float[Tensor, " n"]:
         """Score one prompt."""
-        del index, cells, embeds
+        del index, cells, embeds, words
         scores = mean_rows(attention, question)
         return scores / scores.sum().clamp(min=_TINY)
 
@@ -93,7 +94,8 @@ class PaperScorer(nn.Module):
         index: Int64[Tensor, "r rows columns"],
         cells: Int64[Tensor, " n"],
         embeds: Float[Tensor, "n d"],
+        words: Float[Tensor, "u d"],
     ) -> Float[Tensor, " n"]:
         """Score one prompt."""
-        del index, cells, embeds
+        del index, cells, embeds, words
         return shares(self.logits(self.features(attention, question)[None])[0])

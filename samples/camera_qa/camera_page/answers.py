@@ -77,6 +77,9 @@ def _figures(answer: tokprune.Answer) -> dict[str, Any]:
     return {
         "kept": answer.kept,
         "total": answer.total,
+        "encode": answer.encode,
+        "encoded": answer.encoded,
+        "encode_reason": answer.encode_reason,
         "need": answer.selection.need,
         "cap": answer.selection.cap,
         "reason": answer.selection.reason,

@@ -22,6 +22,7 @@ class Hello(_Event, frozen=True, tag="hello"):
     backend: str
     selectors: Sequence[str]
     default_selector: str
+    encodes: Sequence[str]
     presets: Sequence[Mapping[str, Any]]
     longest: int  # answer, in tokens
     logging: str  # whether events are written down, in words
@@ -40,6 +41,7 @@ class Settings(_Event, frozen=True, tag="settings"):
     question: str
     budget: str
     selector: str | None
+    encode: str
     choices: Sequence[str]
     max_new_tokens: int
     mode: Mode
@@ -98,6 +100,9 @@ class Answered(_Event, frozen=True, tag="answered"):
     finish_reason: str
     kept: int
     total: int
+    encode: str
+    encoded: int
+    encode_reason: str
     need: int | None
     cap: int | None
     reason: str

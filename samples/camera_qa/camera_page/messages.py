@@ -26,6 +26,7 @@ class Set(_Message, frozen=True, tag="set"):
     question: _Question | UnsetType = UNSET
     budget: Annotated[str, Meta(max_length=40)] | UnsetType = UNSET
     selector: Annotated[str, Meta(max_length=60)] | UnsetType | None = UNSET
+    encode: Annotated[str, Meta(max_length=40)] | UnsetType = UNSET
     choices: Annotated[list[_Choice], Meta(max_length=32)] | UnsetType = UNSET
     max_new_tokens: Annotated[int, Meta(ge=1, le=LONGEST_ANSWER)] | UnsetType = UNSET
     mode: Mode | UnsetType = UNSET

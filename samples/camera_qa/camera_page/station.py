@@ -30,6 +30,7 @@ from tokprune.types import Clip
 
 _log = logging.getLogger("camera_page")
 CODES = {"LOST": "camera_lost", "FROZEN": "camera_frozen", "STALE": "frame_too_old"}
+CHANGES = ("question", "budget", "selector", "encode", "choices", "max_new_tokens", "mode")
 ENDING_S = 1.0  # for a thread to end after its watcher was closed
 Told = Settings | CameraSeen | Asked | Writing | Answered | Failed
 
@@ -41,6 +42,7 @@ class Beginning:
     question: str
     budget: str = "0.5"
     selector: str | None = None
+    encode: str = "full"
     mode: Mode = "continuous"
     max_new_tokens: int = 64
     every_s: float = 0.0
@@ -87,6 +89,7 @@ class Station:
             every_s=beginning.every_s,
             listener=self._heard,
             max_new_tokens=beginning.max_new_tokens,
+            encode=beginning.encode,
         )
         self._thread = Thread(target=self._watch, name=f"station-{number}", daemon=True)
         self._thread.start()
@@ -97,11 +100,7 @@ class Station:
         Raises:
             TokpruneError: a value makes no sense; nothing has changed then.
         """
-        given = {
-            name: value
-            for name in ("question", "budget", "selector", "choices", "max_new_tokens", "mode")
-            if (value := getattr(asked, name)) is not UNSET
-        }
+        given = {name: value for name in CHANGES if (value := getattr(asked, name)) is not UNSET}
         settings = msgspec.structs.replace(self.settings, **given)
         if "choices" in given:
             given["choices"] = tuple(given["choices"]) or None
@@ -254,6 +253,7 @@ def _settings(number: int, beginning: Beginning) -> Settings:
         question=beginning.question,
         budget=beginning.budget,
         selector=beginning.selector,
+        encode=beginning.encode,
         choices=(),
         max_new_tokens=beginning.max_new_tokens,
         mode=beginning.mode,

@@ -3,7 +3,7 @@
 // What a model says is text and nothing else: it is only ever set as textContent.
 
 import { drawAsked } from "./overlay.js";
-import { FINISHED, STAGES, age, byId, element, ms } from "./words.js";
+import { FINISHED, STAGES, age, byId, element, encoded, ms } from "./words.js";
 
 const canvas = byId("asked");
 let drawn = null; // what is on the canvas: { picture, sheet, layers }
@@ -80,7 +80,7 @@ export function clearAnswer() {
   showQuestion("");
   showProbabilities(null);
   for (const id of ["kept", "ttft", "rate", "drops", "reuse"]) byId(id).textContent = "–";
-  for (const id of ["kept-total", "ttft-below", "rate-below", "reuse-total", "split-total"]) {
+  for (const id of ["kept-total", "encoded", "ttft-below", "rate-below", "reuse-total", "split-total"]) {
     byId(id).textContent = "";
   }
   byId("kept-bar").style.width = "0";
@@ -96,6 +96,9 @@ export function showAnswer(answer, at) {
   byId("kept").textContent = answer.kept;
   byId("kept-total").textContent = `of ${answer.total}`;
   byId("kept-bar").style.width = `${(100 * answer.kept) / Math.max(1, answer.total)}%`;
+  const looked = encoded(answer);
+  byId("encoded").textContent = looked && `${looked} (${answer.encode})`;
+  byId("encoded").title = answer.encode_reason;
   byId("ttft").textContent = ms(answer.ttft_ms);
   byId("ttft-below").textContent = `${answer.prompt_tokens} rows, ${answer.reused_rows} reused`;
   byId("rate").textContent = answer.tokens_per_s ? Math.round(answer.tokens_per_s) : "–";

@@ -29,6 +29,13 @@ const KINDS = {
     help: "The most tokens with which the first token is in time.",
   },
 };
+const ENCODES = {
+  full: "The vision encoder is shown everything.",
+  lazy: "Whole pictures and some frames, then crops and frames that the question points to.",
+  coarse: "Half the size, then in full what the question points to.",
+  repeats: "Nothing twice.",
+  auto: "The cheapest of these that fits.",
+};
 const START = { share: 0.5, mass: 0.9, auto: Math.log10(300), ttft: Math.log10(300) };
 
 function timeOf(kind, text) {
@@ -67,6 +74,7 @@ export class Controls {
     byId("mode").addEventListener("change", (event) => this.#set({ mode: event.target.value }));
     byId("selector").addEventListener("change", (event) =>
       this.#set({ selector: event.target.value || null }));
+    byId("encode").addEventListener("change", (event) => this.#set({ encode: event.target.value }));
     byId("length").addEventListener("change", (event) => {
       if (event.target.reportValidity() && event.target.value) {
         this.#set({ max_new_tokens: Number(event.target.value) });
@@ -89,12 +97,14 @@ export class Controls {
     byId("budget").addEventListener("change", () => this.#dirty.delete("budget"));
   }
 
-  offer({ selectors, default_selector: usual, presets, longest }) {
+  offer({ selectors, default_selector: usual, encodes, presets, longest }) {
     byId("length").max = longest;
     byId("selector").replaceChildren(
       element("option", { value: "", text: `${usual} (default)` }),
       ...selectors.filter((name) => name !== usual)
         .map((name) => element("option", { value: name, text: name })));
+    byId("encode").replaceChildren(
+      ...encodes.map((name) => element("option", { value: name, text: name })));
     byId("presets").replaceChildren(...presets.map(({ group, items }, place) => {
       const chips = element("div", {}, ...items.map((item) => this.#preset(item)));
       const folded = element("details", { className: "group" }, element("summary", { text: group }), chips);
@@ -114,6 +124,7 @@ export class Controls {
     }
     byId("selector").value = settings.selector ?? "";
     if (byId("selector").selectedIndex < 0) byId("selector").value = "";
+    this.#showEncode(settings.encode);
     if (document.activeElement !== byId("length")) byId("length").value = settings.max_new_tokens;
     byId("pause").textContent = settings.paused ? "Go on" : "Pause";
     byId("pause").setAttribute("aria-pressed", String(settings.paused));
@@ -154,6 +165,15 @@ export class Controls {
 
   #set(fields) {
     this.#link.send("set", { source: this.#source(), ...fields });
+  }
+
+  #showEncode(text) {
+    const list = byId("encode");
+    if (![...list.options].some((option) => option.value === text)) { // lazy:2, of the command line
+      list.append(element("option", { value: text, text }));
+    }
+    list.value = text;
+    list.title = ENCODES[text.split(":")[0]] ?? "";
   }
 
   #setChoices() {

@@ -1,6 +1,6 @@
 // The answers of one camera, newest first; each can be looked at again.
 
-import { age, byId, clock, element } from "./words.js";
+import { age, byId, clock, element, encoded } from "./words.js";
 
 export function showHistory(entries, viewed, open) {
   byId("history-empty").hidden = entries.length > 0;
@@ -18,8 +18,8 @@ export function addEntry(entry, most, open) {
 function row(entry, current, open) {
   const failed = entry.type === "failed";
   const said = failed ? `${entry.code}: ${entry.message}` : entry.text || `(${entry.finish_reason})`;
-  const figures = failed ? ""
-    : `${entry.kept}/${entry.total} · ${Math.round(entry.ttft_ms)} ms · ${age(entry.age_s)}`;
+  const figures = failed ? "" : [`${entry.kept}/${entry.total}`, encoded(entry),
+    `${Math.round(entry.ttft_ms)} ms`, age(entry.age_s)].filter(Boolean).join(" · ");
   const button = element("button", { type: "button" },
     element("time", { text: clock(entry.wall_s) }),
     element("span", { className: "asked", text: entry.question }),

@@ -24,6 +24,11 @@ export function ms(value) {
   return value < 10 ? value.toFixed(1) : String(Math.round(value));
 }
 
+// How many vision tokens were encoded; "" where that is simply all of them.
+export function encoded({ encode, encoded: count, total }) {
+  return encode === "full" && count === total ? "" : `${count} encoded`;
+}
+
 export function clock(unixSeconds) {
   return new Date(unixSeconds * 1000).toLocaleTimeString([], { hour12: false });
 }

@@ -15,6 +15,7 @@ from tokprune.budgets import parse_budget
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.loading import load
+from tokprune.looking import way_of
 from tokprune.overlay import overlay
 from tokprune.pictures import load_picture
 from tokprune.selectors import method_of
@@ -50,6 +51,9 @@ class Ask:
     attention-coverage, attention; cdpruner, dart, divprune, apet, apet-merge; spread, pool, random,
     uniform. Where the bundle has saliency: scope, vtc-cls, flashvlm, recoverable, and for a
     picture with crops globalcom2. Of videos: evs, vidcom2, ts-llava."""
+    encode: str = "full"
+    """What the vision encoder is shown: everything (full), a part and then what the question points
+    to (lazy, lazy:2, coarse), nothing twice (repeats, repeats:0.02), or what is cheapest (auto)."""
     max_new_tokens: int = 128
     """Bound of the answer's length."""
     system: str | None = None
@@ -84,6 +88,7 @@ def run_ask(command: Ask) -> int:
     budget = parse_budget(command.budget)
     if command.selector is not None:
         method_of(command.selector)
+    way_of(command.encode)
     if command.overlay is not None and command.overlay.suffix.lower() != ".png":
         raise RequestInvalid(
             f"--overlay writes PNG: give a name ending in .png, got {command.overlay}"
@@ -103,6 +108,7 @@ def run_ask(command: Ask) -> int:
             choices=command.choice or None,
             stop=command.stop,
             deadline_s=command.deadline_s,
+            encode=command.encode,
         )
         for piece in stream:
             if not command.json:
@@ -171,6 +177,9 @@ def as_json(answer: Answer, media: Sequence[Medium]) -> dict[str, Any]:
             if isinstance(medium, Clip)
         ],
         "frame_age_s": answer.frame_age_s,
+        "encode": answer.encode,
+        "encoded": answer.encoded,
+        "encode_reason": answer.encode_reason,
     }
 
 
@@ -179,7 +188,7 @@ def summary(answer: Answer) -> str:
     stages = ", ".join(f"{name} {ms:.1f}" for name, ms in answer.timings_ms.items())
     parts = [
         f"kept {answer.kept} of {answer.total} vision tokens by {answer.selector} "
-        f"({answer.selection.reason})",
+        f"({answer.selection.reason}){_encoded_how(answer)}",
         f"first token after {answer.ttft_ms:.1f} ms",
         f"ms: {stages}",
     ]
@@ -189,3 +198,17 @@ def summary(answer: Answer) -> str:
     if answer.finish_reason != "stop":
         parts.insert(0, f"ended by {answer.finish_reason}")
     return f"[{'; '.join(parts)}]"
+
+
+def encoded(answer: Answer) -> str:
+    """Return how many vision tokens were encoded, "" where that is simply all of them."""
+    if answer.encode == "full" and answer.encoded == answer.total:
+        return ""
+    return f", {answer.encoded} encoded"
+
+
+def _encoded_how(answer: Answer) -> str:
+    told = encoded(answer)
+    if not told or answer.encode == "full":
+        return told
+    return f"{told} by {answer.encode} ({answer.encode_reason})"

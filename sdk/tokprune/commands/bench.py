@@ -22,10 +22,12 @@ from tokprune.budgets import Budget, parse_budget
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.loading import load
+from tokprune.looking import way_of
 from tokprune.pictures import load_picture
 from tokprune.scenes import suite
 from tokprune.selectors import method_of
 from tokprune.types import Answer, Image
+from tokprune.vision_cache import VISION_CACHE_BYTES
 from tokprune.vlm import VLM
 
 _LARGEST_SIDE = 8192
@@ -61,6 +63,8 @@ class Bench:
     """Budgets, with commas between them."""
     selector: str | None = None
     """How tokens are chosen; the bundle's default if not given."""
+    encode: str = "full"
+    """What the vision encoder is shown, as in `tokprune ask`."""
     rounds: int = 20
     """How often each budget is measured."""
     warmup: int = 3
@@ -121,6 +125,7 @@ def _checked(command: Bench) -> tuple[Image, dict[str, Budget]]:
         )
     if command.selector is not None:
         method_of(command.selector)
+    way_of(command.encode)
     if command.output is not None and not command.output.absolute().parent.is_dir():
         raise RequestInvalid(f"--output: there is no folder {command.output.absolute().parent}")
     names = [name.strip() for name in command.budgets.split(",") if name.strip()]
@@ -150,8 +155,12 @@ def _measured(
     command: Bench, bundle: Path, picture: Image, budgets: dict[str, Budget]
 ) -> dict[str, Any]:
     """Load a bundle and measure it; its memory goes back when this returns."""
+    # Crops that are encoded by themselves repeat: the pixel that differs lies in one of them.
+    cache = VISION_CACHE_BYTES if command.encode == "full" else 0
     with (
-        load(bundle, backend=command.backend, threads=command.threads) as vlm,
+        load(
+            bundle, backend=command.backend, threads=command.threads, vision_cache_bytes=cache
+        ) as vlm,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
         task = progress.add_task(bundle.name, total=command.warmup + command.rounds)
@@ -172,6 +181,7 @@ def _measured(
         "llm_form": vlm.model.llm.form.form,
         "threads": command.threads,
         "selector": command.selector or manifest.default_selector,
+        "encode": command.encode,
         "budgets": [row_of(cell) for cell in cells],
         "memory": {
             "warm_bytes": memory.warm,
@@ -188,6 +198,7 @@ def _ask(vlm: VLM, command: Bench, picture: Image, budget: Budget) -> Answer:
         budget,
         command.selector,
         max_new_tokens=command.max_new_tokens,
+        encode=command.encode,
     )
 
 
@@ -196,6 +207,8 @@ def _show(report: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     for result in report["bundles"]:
         console.print(_table(result))
+        if result["encode"] != "full":
+            console.print(_encoded(result), soft_wrap=True)
         memory = result["memory"]
         if memory["growth_bytes"] is not None:
             console.print(
@@ -247,6 +260,15 @@ def _figures(row: dict[str, Any], stages: list[str]) -> list[str]:
         "-" if each is None else f"{each['p50']:.2f}",
         "-" if row["decode_tokens_per_s"] is None else f"{row['decode_tokens_per_s']:.1f}",
     ]
+
+
+def _encoded(result: dict[str, Any]) -> str:
+    counts = ", ".join(
+        f"{row['encoded']['mean']:g} of {row['total']} at {row['budget']}"
+        for row in result["budgets"]
+        if row["rounds"]
+    )
+    return f"vision tokens encoded by {result['encode']}: {counts or 'none'}"
 
 
 def _refusal(row: dict[str, Any]) -> str:

@@ -17,7 +17,9 @@ from tokprune.commands.ask import summary
 from tokprune.control import CancelToken
 from tokprune.errors import RequestInvalid, TokpruneError, unknown
 from tokprune.loading import load
+from tokprune.looking import way_of
 from tokprune.pictures import load_picture
+from tokprune.running.request import AskOptions
 from tokprune.selectors import method_of
 from tokprune.types import Medium
 from tokprune.video import load_video
@@ -46,6 +48,8 @@ class ChatCommand:
     """Vision tokens of all pictures so far that may enter the LLM; with --pin, of each picture."""
     selector: str | None = None
     """How tokens are chosen; the bundle's default if not given."""
+    encode: str = "full"
+    """What the vision encoder is shown, as in `tokprune ask`."""
     pin: bool = False
     """Choose the tokens of a picture once, when it is shown: later answers come sooner."""
     system: str | None = None
@@ -64,6 +68,7 @@ class _Talk:
 
     chat: Chat
     budget: BudgetLike
+    options: AskOptions
     console: Console
     media: list[Medium] = field(default_factory=list[Medium])
 
@@ -73,6 +78,8 @@ def run_chat(command: ChatCommand) -> int:
     budget = parse_budget(command.budget)
     if command.selector is not None:
         method_of(command.selector)
+    way_of(command.encode)
+    options = AskOptions(max_new_tokens=command.max_new_tokens, encode=command.encode)
     media: list[Medium] = [load_picture(path) for path in command.image]
     media += [load_video(path) for path in command.video]
     console = Console(stderr=True, highlight=False)
@@ -80,10 +87,10 @@ def run_chat(command: ChatCommand) -> int:
         chat = vlm.chat(
             system=command.system, budget=budget, selector=command.selector, pin=command.pin
         )
-        talk = _Talk(chat, budget, console, media)
+        talk = _Talk(chat, budget, options, console, media)
         for line in _lines():
             try:
-                if not _said(talk, line, command.max_new_tokens):
+                if not _said(talk, line):
                     break
             except (TokpruneError, OSError) as error:
                 code = error.code if isinstance(error, TokpruneError) else "os"
@@ -106,16 +113,15 @@ def _lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _said(talk: _Talk, line: str, max_new_tokens: int) -> bool:
+def _said(talk: _Talk, line: str) -> bool:
     """Do what a line says. False ends the conversation."""
     if line.startswith("/"):
         name, _, rest = line[1:].partition(" ")
         return _told(talk, name, rest.strip())
-    token = CancelToken()
+    token, options = CancelToken(), talk.options.copy()
+    options["cancel"] = token
     with _interrupting(token.cancel):
-        stream = talk.chat.stream(
-            line, talk.media, talk.budget, max_new_tokens=max_new_tokens, cancel=token
-        )
+        stream = talk.chat.stream(line, talk.media, talk.budget, **options)
         for piece in stream:
             print(piece, end="", flush=True)
     print()

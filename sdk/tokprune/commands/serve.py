@@ -16,6 +16,7 @@ from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
 from tokprune.errors import BackendUnavailable, RequestInvalid
 from tokprune.loading import load
+from tokprune.looking import way_of
 from tokprune.selectors import method_of
 from tokprune.serving.app import application
 from tokprune.serving.asking import Rules
@@ -58,6 +59,8 @@ class Serve:
     auto:300ms."""
     selector: str | None = None
     """How tokens are chosen where a request does not say; the bundle's default if not given."""
+    encode: str = "full"
+    """What the vision encoder is shown where a request does not say, as in `tokprune ask`."""
     pictures_first: bool = False
     """Put the pictures of a message before its words, for clients that send the words first: those
     before a picture are not heard when its vision tokens are chosen."""
@@ -100,6 +103,7 @@ def run_serve(command: Serve) -> int:
             selector=command.selector,
             max_new_tokens=command.max_new_tokens,
             pictures_first=command.pictures_first,
+            encode=command.encode,
         )
         serving = Serving(vlm, rules, Door(1 + command.max_waiting), command.body_limit)
         app = application(
@@ -124,6 +128,7 @@ def _check(command: Serve) -> None:
         )
     if command.selector is not None:
         method_of(command.selector)
+    way_of(command.encode)
     for name, value, least in (
         ("--max-new-tokens", command.max_new_tokens, 1),
         ("--body-limit", command.body_limit, 1024),

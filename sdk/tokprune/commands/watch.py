@@ -13,9 +13,10 @@ from rich.console import Console
 from tokprune.backends import Asked as Backend
 from tokprune.budgets import parse_budget
 from tokprune.camera.connecting import open_camera
-from tokprune.commands.ask import as_json
+from tokprune.commands.ask import as_json, encoded
 from tokprune.errors import RequestInvalid, TokpruneError
 from tokprune.loading import load
+from tokprune.looking import stream_way
 from tokprune.running.request import AskOptions
 from tokprune.selectors import method_of
 from tokprune.watching import Answered, Failed, Observation, StateChanged, Watcher, WatchEvent
@@ -57,6 +58,9 @@ class Watch:
     """Vision tokens that may enter the LLM, as in `tokprune ask`."""
     selector: str | None = None
     """How tokens are chosen; the bundle's default if not given."""
+    encode: str = "full"
+    """What the vision encoder is shown, as in `tokprune ask`; or follow, follow:8: what mattered,
+    what moved, and every part of the picture at least once in 8 answers."""
     max_new_tokens: int = 64
     """Bound of an answer's length."""
     choice: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -76,6 +80,7 @@ def run_watch(command: Watch) -> int:
     budget = parse_budget(command.budget)
     if command.selector is not None:
         method_of(command.selector)
+    encode = stream_way(command.encode)
     if command.mode == "on_demand":
         raise RequestInvalid("Nobody would ask: give --mode continuous or --mode on_change")
     if command.count is not None and command.count < 1:
@@ -84,6 +89,7 @@ def run_watch(command: Watch) -> int:
         max_new_tokens=command.max_new_tokens,
         choices=command.choice or None,
         deadline_s=command.deadline_s,
+        encode=encode,
     )
     with ExitStack() as stack:
         camera = stack.enter_context(
@@ -170,10 +176,10 @@ def _print_text(event: WatchEvent) -> None:
             place = (
                 f"{when:%H:%M:%S}" if seen.frame.media_s is None else f"{seen.frame.media_s:.2f} s"
             )
-            reused = ", encoder not run" if not answer.encoder_runs else ""
+            work = encoded(answer) if answer.encoder_runs else ", encoder not run"
             print(
                 f"{place}  {answer.text}  [frame {seen.frame.number}, {seen.age_s:.2f} s old, kept "
-                f"{answer.kept} of {answer.total}{reused}]",
+                f"{answer.kept} of {answer.total}{work}]",
                 flush=True,
             )
         case Failed(error, _):

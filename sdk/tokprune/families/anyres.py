@@ -10,7 +10,7 @@ from math import ceil, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from tokprune.types import (
     COLUMN,
@@ -76,6 +76,7 @@ class Layout:
 
     tokens: Tokens
     regions: tuple[Region, ...]
+    tile_rows: int  # of the encoder's output
 
     def pack(self, outputs: list[Array]) -> Array:
         """Return the embeddings. Each output holds some tiles [t, side * side + 1, d]."""
@@ -88,6 +89,16 @@ class Layout:
         for tap in range(1, rows.shape[1]):
             packed += encoded[rows[:, tap]] * weights[:, tap, None]
         return packed
+
+    def tiles(self, count: int) -> Bool[Array, "m t"]:
+        """Return which of `count` tiles each token is made of; a newline of none."""
+        rows, weights, where = self.tokens
+        made = np.zeros((len(rows), count), np.bool_)
+        patch = where[:, KIND] != NEWLINE
+        for tap in range(rows.shape[1]):
+            used = np.flatnonzero(patch & (weights[:, tap] > 0))
+            made[used, rows[used, tap] // self.tile_rows] = True
+        return made
 
 
 def best_resolution(size: Hw, pinpoints: Sequence[Hw]) -> Hw:
@@ -118,6 +129,7 @@ def alone(tiler: Tiler, picture: int, size: Hw) -> Layout:
     whole = Region(picture, 0, WHOLE, tiler.side, tiler.side)
     fine = Region(picture, 0, CROPS, height, width)
     return _layout(
+        tiler,
         [
             _tokens(_single(tiler.cells(0)), whole),
             _tokens(_resized(cells, height, width), fine, tiler.newline),
@@ -129,7 +141,7 @@ def alone(tiler: Tiler, picture: int, size: Hw) -> Layout:
 def among_others(tiler: Tiler, picture: int) -> Layout:
     """Lay out one of several pictures: one tile, then a newline."""
     whole = Region(picture, 0, WHOLE, tiler.side, tiler.side)
-    return _layout([_tokens(_single(tiler.cells(0)), whole), _end(tiler, whole)], [whole])
+    return _layout(tiler, [_tokens(_single(tiler.cells(0)), whole), _end(tiler, whole)], [whole])
 
 
 def film(tiler: Tiler, video: int, frames: int) -> Layout:
@@ -140,7 +152,7 @@ def film(tiler: Tiler, video: int, frames: int) -> Layout:
         _tokens(_resized(tiler.cells(frame), side, side), region)
         for frame, region in enumerate(regions)
     ]
-    return _layout([*pooled, _end(tiler, regions[-1])], regions)
+    return _layout(tiler, [*pooled, _end(tiler, regions[-1])], regions)
 
 
 def unpadded(cells: Int64[Array, "_ _"], size: Hw) -> Int64[Array, "_ _"]:
@@ -220,7 +232,7 @@ def _end(tiler: Tiler, region: Region) -> Tokens:
     return Tokens(np.full((1, 1), tiler.newline), np.ones((1, 1), np.float32), where)
 
 
-def _layout(parts: Sequence[Tokens], regions: Sequence[Region]) -> Layout:
+def _layout(tiler: Tiler, parts: Sequence[Tokens], regions: Sequence[Region]) -> Layout:
     """Join parts; those of fewer taps get more, of no weight. Of empty regions none is listed."""
     taps = max(part.rows.shape[1] for part in parts)
     missing = [((0, 0), (0, taps - part.rows.shape[1])) for part in parts]
@@ -229,4 +241,5 @@ def _layout(parts: Sequence[Tokens], regions: Sequence[Region]) -> Layout:
         np.concatenate([np.pad(p.weights, m) for p, m in zip(parts, missing, strict=True)]),
         np.concatenate([part.where for part in parts]),
     )
-    return Layout(joined, tuple(region for region in regions if region.rows * region.columns))
+    there = tuple(region for region in regions if region.rows * region.columns)
+    return Layout(joined, there, tiler.newline + 1)

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Int64
 
+from tokprune.looking.ways import NO_WAYS, Ways
 from tokprune.types import Array, Media, Prepared, Region
 
 Positions: TypeAlias = Int64[Array, "p s"]
@@ -27,6 +28,7 @@ class Processor:
     # all pictures and videos of a prompt; a family may make several of one video
     prepare: Callable[[Media], tuple[Prepared, ...]]
     positions: Callable[[Sequence[Span]], tuple[Positions, int]]  # and the next position
+    ways: Ways = NO_WAYS  # what else than whole tiles and frames the vision encoder can be shown
     together: int = 1  # frames of a video that the vision encoder takes as one
 
 

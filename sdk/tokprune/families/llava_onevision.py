@@ -174,6 +174,7 @@ def from_tiles(
         where=layout.tokens.where,
         regions=layout.regions,
         size_hw=(size.height, size.width),
+        units=layout.tiles(len(tiles)),
     )
 
 

@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 from tokprune.errors import PictureInvalid
 from tokprune.families.family import Family, Positions, Processor, Span
 from tokprune.families.processor_files import Found, picture_settings, video_settings
+from tokprune.looking.ways import Ways
 from tokprune.types import (
     COLUMN,
     FRAME,
@@ -25,6 +26,7 @@ from tokprune.types import (
     ROW,
     Array,
     Clip,
+    Feeds,
     Image,
     Media,
     MediumKind,
@@ -102,6 +104,7 @@ def open_processor(folder: Path) -> Processor:
     return Processor(
         prepare=partial(prepare, stills, films),
         positions=positions,
+        ways=Ways(cut, partial(prepare, stills, films, halved=True)),
         together=films.temporal_patch_size,
     )
 
@@ -178,16 +181,38 @@ def patch_positions(rows: int, columns: int, merge: int) -> Int64[Array, "p 2"]:
     return np.ascontiguousarray(np.reshape(units, (-1, 2)), np.int64)
 
 
-def prepare(stills: Settings, films: Settings, media: Media) -> tuple[Prepared, ...]:
-    """Cut each picture and video into patches: one run of the vision encoder each."""
-    return tuple(
-        _film(films, index, medium) if isinstance(medium, Clip) else _still(stills, index, medium)
-        for index, medium in enumerate(media)
-    )
+def prepare(
+    stills: Settings, films: Settings, media: Media, *, halved: bool = False
+) -> tuple[Prepared, ...]:
+    """Cut each picture and video into patches: one run of the vision encoder each.
+
+    Args:
+        stills: of pictures.
+        films: of videos.
+        media: these.
+        halved: show them at half their size: one vision token in place of four.
+    """
+
+    def prepared(index: int, medium: Image | Clip) -> Prepared:
+        if isinstance(medium, Clip):
+            return _film(films, index, medium, halved=halved)
+        return _still(stills, index, medium, halved=halved)
+
+    return tuple(prepared(index, medium) for index, medium in enumerate(media))
 
 
-def _still(settings: Settings, index: int, image: Image) -> Prepared:
-    target = resized_hw(settings, *image.shape[:2])
+def _target(
+    settings: Settings, hw: tuple[int, int], frames: int, *, halved: bool
+) -> tuple[int, int]:
+    target = resized_hw(settings, *hw, frames=frames)
+    if not halved:
+        return target
+    unit = settings.unit_px
+    return ceil(target[0] / unit / 2) * unit, ceil(target[1] / unit / 2) * unit
+
+
+def _still(settings: Settings, index: int, image: Image, *, halved: bool) -> Prepared:
+    target = _target(settings, (image.shape[0], image.shape[1]), 1, halved=halved)
     patches = patchify(settings, [pixels(settings, image, target)])
     grid = (target[0] // settings.unit_px, target[1] // settings.unit_px)
     return from_patches(
@@ -195,9 +220,9 @@ def _still(settings: Settings, index: int, image: Image) -> Prepared:
     )
 
 
-def _film(settings: Settings, index: int, clip: Clip) -> Prepared:
+def _film(settings: Settings, index: int, clip: Clip, *, halved: bool) -> Prepared:
     count, height, width = clip.frames.shape[:3]
-    target = resized_hw(settings, height, width, frames=count)
+    target = _target(settings, (height, width), count, halved=halved)
     patches = patchify(settings, [pixels(settings, frame, target) for frame in clip.frames])
     grid = (target[0] // settings.unit_px, target[1] // settings.unit_px)
     shown = from_patches("video", index, patches, grid, settings.merge_size, (height, width))
@@ -226,11 +251,45 @@ def from_patches(
         where=where,
         regions=tuple(Region(index, frame, 0, rows, columns) for frame in range(frames)),
         size_hw=size_hw,
+        units=where[:, FRAME, None] == np.arange(frames),
     )
 
 
 def _pack(outputs: list[Array]) -> Array:
     return np.concatenate([np.reshape(tokens, (-1, tokens.shape[-1])) for tokens in outputs])
+
+
+def cut(shown: Prepared, tokens: Int64[Array, " m"]) -> Prepared:
+    """Show the pixels of some vision tokens alone, each at its own place: a call for each frame.
+
+    Args:
+        shown: as `from_patches` lays it out, or with a call for each frame.
+        tokens: ascending.
+    """
+    frames = [
+        {**call, "pixel_values": call["pixel_values"][number : number + 1]}
+        for call in shown.calls
+        for number in range(len(call["pixel_values"]))
+    ]
+    cells = len(shown.where) // len(frames)
+    calls: list[Feeds] = []
+    there: list[int] = []
+    for number, frame in enumerate(frames):
+        mine = tokens[tokens // cells == number] - number * cells
+        if len(mine):
+            patches = len(frame["positions"]) // cells
+            chosen = np.ravel(mine[:, None] * patches + np.arange(patches))
+            pixels = np.ascontiguousarray(frame["pixel_values"][:, chosen])
+            calls.append({"pixel_values": pixels, "positions": frame["positions"][chosen]})
+            there.append(number)
+    where = shown.where[tokens]
+    return replace(
+        shown,
+        calls=tuple(calls),
+        where=where,
+        regions=tuple(shown.regions[number] for number in there),
+        units=shown.units[tokens][:, there],
+    )
 
 
 def frame_number(span: Span, region: Region) -> int:

@@ -172,6 +172,7 @@ def from_pixels(
         where=where,
         regions=(Region(index, frame, 0, grid.side, grid.side),),
         size_hw=size_hw,
+        units=np.ones((len(where), 1), np.bool_),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from tokprune.control import CancelToken
 from tokprune.errors import unknown
 from tokprune.llm import Generation
+from tokprune.looking import Following, way_of
 from tokprune.text.sampling import Sampling
 from tokprune.text.stopping import StopStrings
 
@@ -33,6 +34,12 @@ class AskOptions(TypedDict, total=False):
     repetition_guard: bool
     """End an answer that has fallen into a loop, with `finish_reason = "repetition"`.
     Default True."""
+    encode: str | Following
+    """What of the pictures the vision encoder is shown (tokprune.looking): "full" (the default),
+    "lazy" (whole pictures and some frames, then crops and frames where the question points;
+    "lazy:2": two of them at most), "coarse" (half the size, then what matters in full), "repeats"
+    (nothing twice; "repeats:0.02": nor what differs by no more) or "auto"; or a
+    `Following`, for a stream of pictures. The answer says what was done."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Options:
     deadline_s: float | None = None
     cancel: CancelToken | None = None
     repetition_guard: bool = True
+    encode: str | Following = "full"
 
     @property
     def generation(self) -> Generation:
@@ -65,6 +73,7 @@ class Options:
             RequestInvalid: a number is out of its range, or a stop string makes no sense.
         """
         _ = self.generation
+        way_of(self.encode)
         StopStrings(tuple(self.stop) if not isinstance(self.stop, str) else self.stop)
 
 

@@ -10,10 +10,11 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from tokprune.budgets import BudgetLike, budget_of
 from tokprune.control import Control
-from tokprune.errors import Cancelled, TokpruneError
+from tokprune.errors import Cancelled, RequestInvalid, TokpruneError
 from tokprune.guarding import memory_guarded
 from tokprune.kv import KvOwner
 from tokprune.llm import check_text
+from tokprune.looking import Small
 from tokprune.model import Model
 from tokprune.running.answering import State, Task, answer, check_fits
 from tokprune.running.request import Options
@@ -34,6 +35,7 @@ class Layout:
     seen: VisionTokens | None = None
     pinned: Selection | None = None  # what was chosen of them before, by the same rule
     frames: tuple[FrameStamp, ...] = ()  # which pictures of cameras are among them
+    small: Callable[[], Small] | None = None  # the same at half their size, where the family can
 
 
 T = TypeVar("T")
@@ -161,6 +163,11 @@ class Runtime:
     def _task(self, ask: Ask, layout: Layout) -> Task:
         name, make = self.model.selector(ask.selector)
         manifest, options = self.model.bundle.manifest, ask.options
+        if ask.each_alone and options.encode not in ("full", "auto"):
+            raise RequestInvalid(
+                f"Got encode={options.encode!r} for pinned pictures, whose tokens are chosen "
+                "whatever will be asked: leave it out"
+            )
         tree = None
         if options.choices is not None:
             tree = choice_tree(
@@ -183,6 +190,7 @@ class Runtime:
             seen=layout.seen,
             pinned=layout.pinned,
             frames=layout.frames,
+            small=layout.small,
         )
 
 

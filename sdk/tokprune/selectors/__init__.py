@@ -80,6 +80,9 @@ SELECTORS: dict[str, Method] = {
 # An error without a trained scorer.
 LEARNED = frozenset(name for name, method in SELECTORS.items() if "scorer" in method.needs)
 
+# Whose rankings have scores: they can say where to look closer.
+SCORING = LEARNED | {"attention", "attention-spread", "attention-coverage"}
+
 # Whose choice the question does not change: pictures can be pinned with them.
 AGNOSTIC = frozenset(name for name, method in SELECTORS.items() if not method.reads_question)
 
@@ -108,6 +111,7 @@ def method_of(name: str) -> Method:
 __all__ = [
     "AGNOSTIC",
     "LEARNED",
+    "SCORING",
     "SELECTORS",
     "Inputs",
     "Method",

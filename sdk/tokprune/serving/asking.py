@@ -12,6 +12,7 @@ from tokprune.errors import (
     DeadlineExceeded,
     RequestInvalid,
 )
+from tokprune.looking import way_of
 from tokprune.running.request import AskOptions
 from tokprune.selectors import method_of
 from tokprune.serving.data_urls import PictureReader
@@ -41,6 +42,7 @@ class Rules:
     selector: str | None
     max_new_tokens: int  # that a request may ask for
     pictures_first: bool = False  # in each message, wherever they stood
+    encode: str = "full"  # of requests that do not say
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def asked_of(request: ChatRequest, rules: Rules) -> Asked:
     budget = rules.budget if request.budget is None else budget_of(request.budget)
     if request.selector is not None:
         method_of(request.selector)
+    if request.encode is not None:
+        way_of(request.encode)
     options = _options(request, rules)
     _check_size(request.messages)
     system, turns = _turns(request.messages)
@@ -120,7 +124,8 @@ def later(asked: Asked, elapsed_s: float) -> Asked:
 
 
 def _options(request: ChatRequest, rules: Rules) -> AskOptions:
-    options = AskOptions(max_new_tokens=_new_tokens(request, rules))
+    encode = rules.encode if request.encode is None else request.encode
+    options = AskOptions(max_new_tokens=_new_tokens(request, rules), encode=encode)
     if request.temperature is not None:
         options["temperature"] = request.temperature
     if request.top_p is not None:

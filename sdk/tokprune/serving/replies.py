@@ -111,4 +111,7 @@ def extra(answer: Answer, received_ms: float) -> dict[str, Any]:
         "choice_mass": answer.choice_mass,
         "encoder_runs": answer.encoder_runs,
         "encoder_hits": answer.encoder_hits,
+        "encode": answer.encode,
+        "encoded": answer.encoded,
+        "encode_reason": answer.encode_reason,
     }

@@ -89,6 +89,7 @@ class ChatRequest(_Strict, frozen=True):
     # Of tokprune alone (a client's `extra_body`).
     budget: str | int | float | None = None  # as on the command line; text is safest: "1.0"
     selector: str | None = None
+    encode: str | None = None  # `AskOptions.encode`
     choices_list: list[str] | None = None  # `AskOptions.choices`; a reply's `choices` are others
     deadline_s: float | None = None  # from the arrival of the request
 

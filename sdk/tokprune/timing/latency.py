@@ -76,6 +76,10 @@ class Forecast:
             plain = curve.ms(stage_size(stage, self.sizes, kept))
         return plain * exp(self.levels[stage])
 
+    def unit_ms(self, pixels: int) -> float:
+        """Return the expected time of encoding one more tile or frame of so many values."""
+        return self.curves["vision"].ms(pixels) * exp(self.levels["vision"])
+
     def prefill_ms(self, kept: int, so_far_ms: Mapping[str, float] = _NOTHING) -> Quantiles:
         """Return the time of the prefill alone.
 

@@ -31,6 +31,7 @@ class Timing(NamedTuple):
     so_far_ms: Mapping[str, float]  # by stage; what a cache answered is left out
 
 
+LEFT = 4  # of the tokens that were looked at, one in so many must be left time for
 Clock: TypeAlias = Callable[[], Timing]  # read once, when the ranking is there
 Keep: TypeAlias = Callable[[int], Int64[Array, " k"]]  # k -> the tokens that would be kept
 
@@ -111,6 +112,34 @@ def needed(p: float | int, scores: Scores, keep: Keep) -> int:
         middle = (lacks + holds) // 2
         lacks, holds = (lacks, middle) if held(middle) else (middle, holds)
     return holds
+
+
+def units_in_time(
+    budget: Budget, clock: Clock, pixels: int, tokens: int, seen: int, wanted: int
+) -> int:
+    """Return how many more tiles and frames there is time to encode.
+
+    Time is left for first layer and scorer to run once more, and for a quarter of the tokens that
+    will be there to be prefilled; what remains after that, `select` fills with more of them.
+
+    Args:
+        budget: a budget in time.
+        clock: tells where the request stands.
+        pixels: values that the encoder is fed of a tile or frame.
+        tokens: that become of these.
+        seen: tokens that are there already.
+        wanted: tiles and frames that are wanted.
+    """
+    if not isinstance(budget, (Deadline, Auto)):
+        return wanted
+    forecast, elapsed_ms, so_far_ms = clock()
+    again_ms = forecast.stage_ms("first_layer", 0) + forecast.stage_ms("scorer", 0)
+    for count in range(wanted, 0, -1):
+        rest = forecast.rest_ms((seen + count * tokens) // LEFT, so_far_ms)
+        encode_ms = count * forecast.unit_ms(pixels)
+        if elapsed_ms + again_ms + encode_ms + rest.p95_ms <= budget.ttft_ms:
+            return count
+    return 0
 
 
 def _capped(total: int, floor: int, cap: int | None, need: int) -> Plan:

@@ -33,6 +33,7 @@ class Question:
     deadline_s: float = 0.0
     max_frame_age_s: float = 0.0
     max_new_tokens: int = 0
+    encode: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ class Asking(Generic[Header]):
             choices=question.choices or None,
             max_new_tokens=question.max_new_tokens or settings.max_new_tokens,
             deadline_s=question.deadline_s or settings.deadline_s,
+            encode=question.encode or settings.encode,
             cancel=token,
         ) as stream:
             for piece in stream:

@@ -15,6 +15,7 @@ def question_of(goal: Any) -> Question:
         deadline_s=goal.deadline_s,
         max_frame_age_s=goal.max_frame_age_s,
         max_new_tokens=goal.max_new_tokens,
+        encode=goal.encode,
     )
 
 
@@ -34,6 +35,8 @@ def fill_result(result: Any, outcome: Outcome[Any]) -> Any:
     result.frame_number = answer.frames[0].number
     result.frame_age_s = float(answer.frame_age_s or 0.0)
     result.kept, result.total = answer.kept, answer.total
+    result.encode, result.encoded = answer.encode, answer.encoded
+    result.encode_reason = answer.encode_reason
     result.ttft_ms = float(answer.ttft_ms)
     result.stages = list(answer.timings_ms)
     result.stage_ms = [float(ms) for ms in answer.timings_ms.values()]

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokprune import RequestInvalid
 from tokprune.budgets import budget_of
+from tokprune.looking import way_of
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Settings:
     threads: int = 0
     budget: str = "0.5"
     selector: str = ""
+    encode: str = "full"
     system: str = ""
     max_new_tokens: int = 64
     deadline_s: float = 5.0
@@ -50,6 +52,7 @@ class Settings:
                 raise RequestInvalid(f"The parameter {name} must be 0 or more")
         for budget in (self.budget, *self.warmup):
             budget_of(budget)
+        way_of(self.encode)
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "Settings":

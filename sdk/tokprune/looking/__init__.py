@@ -1,0 +1,44 @@
+"""What the vision encoder is shown of the pictures, in one look or in several.
+
+full      everything at once
+lazy      whole pictures and some frames first, then the crops and frames that the question
+points to; what is encoded is what the full look would give, to the bit
+coarse    the picture at half its size first, then those places in full that matter
+repeats   everything but what repeats pixels that were encoded already
+auto      the cheapest of these that fits the request
+"""
+
+from tokprune.looking.coarse import Small
+from tokprune.looking.following import Following
+from tokprune.looking.lazy import Lazy
+from tokprune.looking.look import FULL, Asked, Look, Looking, first_media, whole
+from tokprune.looking.ways import (
+    ENCODES,
+    NO_WAYS,
+    Encode,
+    Way,
+    Ways,
+    looking_of,
+    stream_way,
+    way_of,
+)
+
+__all__ = [
+    "ENCODES",
+    "FULL",
+    "NO_WAYS",
+    "Asked",
+    "Encode",
+    "Following",
+    "Lazy",
+    "Look",
+    "Looking",
+    "Small",
+    "Way",
+    "Ways",
+    "first_media",
+    "looking_of",
+    "stream_way",
+    "way_of",
+    "whole",
+]

@@ -1,0 +1,142 @@
+"""Look at the picture at half its size first, then in full at the places that matter.
+
+Approximate: the encoder's patches attend to those that are shown alone, and what is small may be
+missed at half size. Units: a quarter, and the K that are kept; attention falls with their squares.
+The aim is that of Q-Zoom (arXiv:2604.06912) and AwaRes (arXiv:2603.16932), without a change to the
+VLM: the scorer says where to look.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from tokprune.budgets import KeepCount, KeepRatio
+from tokprune.canvas import members
+from tokprune.errors import RequestInvalid
+from tokprune.looking.look import Asked, Look, keeps_everything, whole
+from tokprune.looking.showing import Cut, show_tokens
+from tokprune.types import (
+    COLUMN,
+    ROW,
+    Array,
+    Prepared,
+    Prompt,
+    Ranking,
+    Region,
+    VisionTokens,
+)
+
+
+class Small(NamedTuple):
+    """The same media at half their size, and a prompt that shows them instead."""
+
+    prompt: Prompt
+    media: tuple[Prepared, ...]
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Encode a small picture, and of the large one what the question needs."""
+
+    small: Callable[[], Small]
+    cut: Cut
+
+    def first(self, asked: Asked) -> Look:
+        """Return the small pictures."""
+        if keeps_everything(asked):
+            return whole(asked, "the budget keeps everything")
+        small = self.small()
+        count = len(small.prompt.slots)
+        kept = _kept(asked, count)
+        if count + kept >= asked.total:
+            return whole(asked, "the pictures are too small to be looked at twice")
+        budget = KeepCount(count)
+        return Look(small.prompt, small.media, None, budget, count, last=False)
+
+    def next(
+        self, asked: Asked, looks: Sequence[Look], vision: VisionTokens, ranking: Ranking
+    ) -> Look | None:
+        """Return the places in full that the small picture's best tokens show."""
+        if looks[-1].last:
+            return None
+        kept = _kept(asked, len(vision.where))
+        under = below(asked.media, vision)
+        places = _chosen(ranking, under, kept)
+        reason = (
+            f"{len(places)} of {asked.total} tokens in full, where half the size shows what matters"
+        )
+        look = show_tokens(asked, places, self.cut, reason=reason)
+        return (
+            look if ranking.scores is None else replace(look, worth=_shared(ranking.scores, under))
+        )
+
+
+def _kept(asked: Asked, coarse: int) -> int:
+    """Return how many tokens to encode in full."""
+    if isinstance(asked.budget, (KeepRatio, KeepCount)):
+        return asked.budget.plan(asked.total).keep
+    raise RequestInvalid(
+        "encode='coarse' encodes what is kept, so the budget must say how much before: give a "
+        "share or a count, or encode='full'"
+    )
+
+
+def below(media: Sequence[Prepared], vision: VisionTokens) -> Int64[Array, " n"]:
+    """Return the token of the small pictures that shows each token of the whole ones."""
+    found: list[Array] = []
+    grids = {(region.picture, region.frame): _grid(vision, region) for region in vision.regions}
+    for shown in media:
+        mine = np.zeros(len(shown.where), np.int64)
+        for region in shown.regions:
+            inside = members(shown.where, region)
+            grid = grids[region.picture, region.frame]
+            row = (2 * shown.where[inside, ROW] + 1) * grid.shape[0] // (2 * region.rows)
+            column = (2 * shown.where[inside, COLUMN] + 1) * grid.shape[1] // (2 * region.columns)
+            mine[inside] = grid[row, column]
+        found.append(mine)
+    return np.concatenate(found)
+
+
+def _shared(scores: Float32[Array, " m"], under: Int64[Array, " n"]) -> Float32[Array, " n"]:
+    """Divide the score of each small token among the tokens that lie under it."""
+    counts = np.bincount(under, minlength=len(scores))
+    return (scores / np.maximum(counts, 1))[under].astype(np.float32)
+
+
+def _grid(vision: VisionTokens, region: Region) -> Int64[Array, "r c"]:
+    inside = members(vision.where, region)
+    grid = np.zeros((region.rows, region.columns), np.int64)
+    grid[vision.where[inside, ROW], vision.where[inside, COLUMN]] = inside
+    return grid
+
+
+def _chosen(ranking: Ranking, under: Int64[Array, " n"], kept: int) -> Int64[Array, " k"]:
+    """Return the places under the best small tokens, ascending; of the last of them, some."""
+    order = np.argsort(under, kind="stable")
+    starts = np.searchsorted(under[order], np.arange(int(under.max()) + 2))
+    take = min(ceil(kept / 2), int(under.max()) + 1)  # at odd edges one shows fewer than four
+    places: list[Array] = []
+    count = 0
+    for small in _in_order(ranking, take):
+        mine = order[starts[small] : starts[small + 1]]
+        places.append(mine[: kept - count])
+        count += len(places[-1])
+        if count == kept:
+            break
+    return np.sort(np.concatenate(places))
+
+
+def _in_order(ranking: Ranking, count: int) -> list[int]:
+    """Return tokens from the best on, as far as the ranking is nested."""
+    seen: dict[int, None] = {}
+    step = 1
+    while len(seen) < count:
+        step = min(2 * step, count)
+        seen |= dict.fromkeys(ranking.take(step).tolist())
+        if step == count:
+            break
+    return list(seen)

@@ -1,0 +1,162 @@
+"""Look at whole pictures and some frames first, then at the crops and frames that matter.
+
+Exact: what is encoded is what the full look would give (parts.py). The relevance that falls on the
+place of a crop in the whole picture, or on the frames around one that was skipped, says how much
+is to be expected of it. GlobalCom2 (arXiv:2501.05179) shares tokens out among crops by the
+thumbnail's saliency, after all have been encoded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from tokprune.budgets import KeepCount, KeepRatio
+from tokprune.canvas import members
+from tokprune.errors import RequestInvalid
+from tokprune.looking.look import Asked, Look, keeps_everything, whole
+from tokprune.looking.parts import PADDING, Units, units_of
+from tokprune.looking.showing import WHOLE, show_units
+from tokprune.types import COLUMN, ROW, Array, Prepared, Ranking, Region, VisionTokens
+
+STRIDE = 4  # every fourth frame of a video is looked at first
+ENOUGH = 0.75  # share of the relevance that is expected where nobody looked yet
+NOTHING = "there is nothing to leave for later"
+
+# Values in a unit's pixels, its tokens, tokens seen so far, units wanted -> units there is time for
+Room: TypeAlias = Callable[[int, int, int, int], int]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Encode what the question points to.
+
+    Args:
+        most: crops and frames that the second look may add; None: as many as the budget can use.
+        room: for how many there is time, where the budget is one in time.
+    """
+
+    most: int | None = None
+    room: Room | None = None
+
+    def first(self, asked: Asked) -> Look:
+        """Return whole pictures and every fourth frame."""
+        if keeps_everything(asked):
+            return whole(asked, "the budget keeps everything")
+        units = units_of(asked.media)
+        shown = first_units(units)
+        if shown.all():
+            return whole(asked, NOTHING)
+        if not left_for_later(units).any():  # but padding, which no token is made of
+            return show_units(asked, shown, reason=NOTHING)
+        return show_units(asked, shown, last=False)
+
+    def next(
+        self, asked: Asked, looks: Sequence[Look], vision: VisionTokens, ranking: Ranking
+    ) -> Look | None:
+        """Return the same, and the crops and frames of which most is to be expected."""
+        if looks[-1].last:
+            return None
+        if ranking.scores is None:
+            raise RequestInvalid(
+                "encode='lazy' looks where the scores are, and this selector gives none: choose "
+                "one that scores, such as 'relevance-spread' or 'attention-spread', or "
+                "encode='full'"
+            )
+        units = units_of(asked.media)
+        shown = first_units(units)
+        expected = estimated(asked.media, vision, ranking.scores)
+        values = np.asarray([expected[tokens].sum() for tokens in units.tokens])
+        sizes = np.asarray([len(tokens) for tokens in units.tokens])
+        unseen = np.flatnonzero(left_for_later(units))
+        order = unseen[np.argsort(-values[unseen], kind="stable")]
+        before = len(vision.where)
+        count = self._count(asked, before, values[order], sizes[order])
+        if self.room is not None:
+            pixels = max(call["pixel_values"][:1].size for m in asked.media for call in m.calls)
+            count = min(count, self.room(pixels, int(sizes[order].max()), before, count))
+        shown[order[:count]] = True
+        reason = f"{count} of {len(order)} crops and frames, where the relevance is"
+        return show_units(asked, shown, before, reason=reason)
+
+    def _count(
+        self, asked: Asked, seen: int, values: Float32[Array, " v"], sizes: Int64[Array, " v"]
+    ) -> int:
+        """Return how many more units to look at, in the order of what is expected of them."""
+        held = np.cumsum(values) / max(float(values.sum()), np.finfo(np.float32).tiny)
+        enough = int(np.searchsorted(held, ENOUGH)) + 1
+        if not isinstance(asked.budget, (KeepRatio, KeepCount)):
+            return min(enough, len(sizes), self.most or len(sizes))
+        keep = asked.budget.plan(asked.total).keep
+        room = np.cumsum(sizes)
+        least = int(np.searchsorted(room + seen, keep)) + (keep > seen)
+        usable = max(1, ceil(keep / max(float(sizes.mean()), 1.0)))
+        count = max(least, min(enough, usable))
+        return min(count, len(sizes), len(sizes) if self.most is None else self.most)
+
+
+def first_units(units: Units) -> Bool[Array, " u"]:
+    """Mark whole pictures, and of each video every fourth frame."""
+    base = units.tile == WHOLE
+    for picture in set(units.picture.tolist()):
+        mine = units.picture == picture
+        frames = np.unique(units.frame[mine])
+        skipped = frames[np.arange(len(frames)) % STRIDE != 0]
+        base &= ~(mine & np.isin(units.frame, skipped))
+    return base
+
+
+def left_for_later(units: Units) -> Bool[Array, " u"]:
+    """Mark what may be worth a second look."""
+    return ~first_units(units) & (units.tile != PADDING)
+
+
+def estimated(
+    media: Sequence[Prepared], vision: VisionTokens, scores: Float32[Array, " m"]
+) -> Float32[Array, " n"]:
+    """Return what each token of the whole media may be worth, from the scores of those seen.
+
+    A token is worth what the one at its place is, in the same frame or between the two nearest that
+    were looked at; a larger number of tokens at one place shares that worth.
+    """
+    grids = {
+        (region.picture, region.frame): _grid(vision, region, scores)
+        for region in vision.regions
+        if region.tile == WHOLE
+    }
+    worth: list[Array] = []
+    for shown in media:
+        mine = np.zeros(len(shown.where), np.float32)
+        for region in shown.regions:
+            inside = members(shown.where, region)
+            seen = _between(grids, region)
+            row = (shown.where[inside, ROW] + 0.5) * seen.shape[0] / region.rows
+            column = (shown.where[inside, COLUMN] + 0.5) * seen.shape[1] / region.columns
+            share = seen.size / (region.rows * region.columns)
+            mine[inside] = seen[row.astype(np.int64), column.astype(np.int64)] * share
+        worth.append(mine)
+    return np.concatenate(worth)
+
+
+def _grid(
+    vision: VisionTokens, region: Region, scores: Float32[Array, " m"]
+) -> Float32[Array, "r c"]:
+    grid = np.zeros((region.rows, region.columns), np.float32)
+    inside = members(vision.where, region)
+    grid[vision.where[inside, ROW], vision.where[inside, COLUMN]] = np.maximum(scores[inside], 0)
+    return grid
+
+
+def _between(
+    grids: dict[tuple[int, int], Float32[Array, "_ _"]], region: Region
+) -> Float32[Array, "_ _"]:
+    """Return the worth of places in a frame: its own, or between the frames around it."""
+    frames = sorted(frame for picture, frame in grids if picture == region.picture)
+    before = max((frame for frame in frames if frame <= region.frame), default=frames[0])
+    after = min((frame for frame in frames if frame >= region.frame), default=frames[-1])
+    first, second = grids[region.picture, before], grids[region.picture, after]
+    share = (region.frame - before) / (after - before) if after > before else 0.0
+    return ((1 - share) * first + share * second).astype(np.float32)

@@ -1,0 +1,136 @@
+"""Ways to look by name, and which of them a family has."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from tokprune.budgets import KeepCount, KeepRatio
+from tokprune.errors import RequestInvalid, unknown
+from tokprune.looking.coarse import Coarse, Small
+from tokprune.looking.following import Follow, Following
+from tokprune.looking.lazy import Lazy, left_for_later
+from tokprune.looking.look import FULL, Asked, Looking
+from tokprune.looking.parts import units_of
+from tokprune.looking.repeats import Repeats
+from tokprune.looking.showing import Cut
+from tokprune.types import Media, Prepared
+
+Encode: TypeAlias = Literal["full", "lazy", "coarse", "repeats", "auto"]
+ENCODES: tuple[Encode, ...] = get_args(Encode)
+_LARGEST_TAU = 2.0  # the encoder's pixels lie within about two of zero
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a family's vision encoder can be shown, beside whole tiles and frames."""
+
+    cut: Cut | None = None  # some tokens' pixels alone
+    halved: Callable[[Media], tuple[Prepared, ...]] | None = None  # at half the size
+
+    @property
+    def names(self) -> tuple[Encode, ...]:
+        """The ways to look that exist."""
+        both = self.cut is not None and self.halved is not None
+        return tuple(name for name in ENCODES if name != "coarse" or both)
+
+
+NO_WAYS = Ways()
+
+
+class Way(NamedTuple):
+    """A way to look as it was asked for: "lazy", "lazy:2", "repeats:0.02", or a `Following`."""
+
+    name: Encode | Literal["follow"]
+    most: int | None = None  # of lazy: crops and frames of the second look
+    tau: float = 0.0  # of repeats
+    follow: Following | None = None
+
+
+def way_of(given: str | Following) -> Way:
+    """Read what a user gave.
+
+    Raises:
+        RequestInvalid: no way has that name, or its number makes no sense.
+    """
+    if isinstance(given, Following):
+        return Way("follow", follow=given)
+    name, colon, number = given.partition(":")
+    if name not in ENCODES:
+        raise RequestInvalid(unknown("way to encode", name, list(ENCODES)))
+    if not colon:
+        return Way(name)
+    if name == "lazy" and re.fullmatch(r"[1-9]\d{0,5}", number):
+        return Way(name, most=int(number))
+    if name == "repeats" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) <= _LARGEST_TAU:
+        return Way(name, tau=float(number))
+    raise RequestInvalid(
+        f"Got encode={given!r}; expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and "
+        "frames of the second look), or 'repeats:0.02' (by how much pixels may differ)"
+    )
+
+
+def stream_way(text: str) -> str | Following:
+    """Read what a user wrote of a stream: any way, or "follow", or "follow:8" (looks).
+
+    Raises:
+        RequestInvalid: it is none of these.
+    """
+    name, colon, number = text.partition(":")
+    if name != "follow":
+        way_of(text)
+        return text
+    if colon and not re.fullmatch(r"[1-9]\d{0,5}", number):
+        raise RequestInvalid(
+            f"Got encode={text!r}; expected 'follow:8' or another number of looks in which every "
+            "part of the picture is seen"
+        )
+    return Following(int(number)) if colon else Following()
+
+
+def looking_of(
+    way: Way, ways: Ways, small: Callable[[], Small] | None, asked: Asked, *, scores: bool
+) -> tuple[str, Looking]:
+    """Return how a request is looked at, and the name of that.
+
+    Args:
+        way: as it was asked for.
+        ways: of the bundle's family.
+        small: makes the same request about the pictures at half their size.
+        asked: the request.
+        scores: whether the selector scores tokens.
+
+    Raises:
+        RequestInvalid: the family has no such way.
+    """
+    if way.follow is not None:
+        return "follow", Follow(way.follow, ways.cut)
+    if way.name not in ways.names:
+        raise RequestInvalid(
+            f"This bundle's family has no encode={way.name!r}; it has: {', '.join(ways.names)}"
+        )
+    match way.name:
+        case "full":
+            return "full", FULL
+        case "lazy":
+            return "lazy", Lazy(way.most)
+        case "repeats":
+            return "repeats", Repeats(ways.cut, way.tau)
+        case "coarse":
+            assert ways.cut is not None
+            assert small is not None
+            return "coarse", Coarse(small, ways.cut)
+        case _:
+            return _auto(ways, small, asked, scores=scores)
+
+
+def _auto(
+    ways: Ways, small: Callable[[], Small] | None, asked: Asked, *, scores: bool
+) -> tuple[Encode, Looking]:
+    """Return an exact way that leaves something out, else everything."""
+    if scores and asked.media and left_for_later(units_of(asked.media)).any():
+        return "lazy", Lazy()
+    counted = isinstance(asked.budget, (KeepRatio, KeepCount))
+    if scores and counted and small is not None and ways.cut is not None and ways.halved:
+        return "coarse", Coarse(small, ways.cut)
+    return "full", FULL

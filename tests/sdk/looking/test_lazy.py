@@ -1,0 +1,217 @@
+"""Whole pictures and some frames first, then what the question points to."""
+
+import numpy as np
+import pytest
+from grids import prompt_for
+from stub_model import Stub, a_vlm
+
+from tokprune import Clip, KeepCount, KeepMass, KeepRatio, RequestInvalid
+from tokprune.families import anyres, llava_onevision
+from tokprune.families.anyres import Hw, Tiler
+from tokprune.looking import Asked, Look
+from tokprune.looking.lazy import STRIDE, Lazy, estimated
+from tokprune.selectors.baselines import attention, uniform
+from tokprune.types import (
+    COLUMN,
+    FRAME,
+    KIND,
+    NEWLINE,
+    ROW,
+    TILE,
+    Array,
+    First,
+    FirstLayer,
+    Prepared,
+    Prompt,
+    Ranking,
+    VisionTokens,
+)
+
+SIDE = 4  # tokens of a tile
+TILER = Tiler(8, SIDE, tuple(Hw(8 * r, 8 * c) for r in range(1, 4) for c in range(1, 4)), 9)
+
+
+def picture(rows: int = 3, columns: int = 3) -> Prepared:
+    """A picture that is cut into so many crops."""
+    size = Hw(8 * rows, 8 * columns)
+    tiles = np.zeros((1 + rows * columns, 3, 8, 8), np.float32)
+    return llava_onevision.from_tiles("picture", tiles, anyres.alone(TILER, 0, size), size)
+
+
+def tokens_of(media: tuple[Prepared, ...]) -> VisionTokens:
+    where = np.concatenate([shown.where for shown in media])
+    regions = tuple(region for shown in media for region in shown.regions)
+    return VisionTokens(np.ones((len(where), 2), np.float32), where, regions)
+
+
+def asked(budget: KeepRatio | KeepCount | KeepMass, *media: Prepared) -> Asked:
+    return Asked(prompt_for(tokens_of(media)), media, budget)
+
+
+def looked(lazy: Lazy, given: Asked, scores: Array) -> list[Look]:
+    """All looks, where the first one finds these scores of its tokens."""
+    looks = [lazy.first(given)]
+    while True:
+        ranking = Ranking(lambda k: np.arange(k), scores.astype(np.float32))
+        following = lazy.next(given, looks, tokens_of(looks[-1].media), ranking)
+        if following is None:
+            return looks
+        looks.append(following)
+
+
+def at_corner() -> Array:
+    """Relevance in the top right corner of the whole picture."""
+    scores = np.zeros((SIDE, SIDE), np.float32)
+    scores[0, -1] = 1
+    return scores.ravel()
+
+
+def test_the_whole_picture_comes_first_and_then_the_crop_that_matters() -> None:
+    first, second = looked(Lazy(), asked(KeepCount(20), picture()), at_corner())
+    assert (first.last, first.encoded, len(first.media[0].calls)) == (False, SIDE**2, 1)
+    assert (second.last, len(second.media[0].calls)) == (True, 2)
+    crops = second.media[0].where[second.media[0].where[:, TILE] == 1]
+    patches = crops[crops[:, KIND] != NEWLINE]
+    assert patches[:, ROW].max() == SIDE - 1
+    assert patches[:, COLUMN].min() == 2 * SIDE
+    assert second.encoded == SIDE**2 + SIDE  # with a newline for each row
+    assert second.budget == KeepCount(20)
+
+
+@pytest.mark.parametrize(("count", "crops"), [(5, 1), (16, 1), (40, 3), (100, 7), (140, 8)])
+def test_there_are_as_many_crops_as_the_budget_can_use(count: int, crops: int) -> None:
+    even = np.linspace(1, 2, SIDE**2)
+    _, second = looked(Lazy(), asked(KeepCount(count), picture()), even)
+    assert len(second.media[0].calls) == 1 + crops
+    assert len(second.places if second.places is not None else ()) >= count
+
+
+def test_no_more_crops_than_were_asked_for() -> None:
+    even = np.ones(SIDE**2)
+    _, second = looked(Lazy(most=2), asked(KeepCount(100), picture()), even)
+    assert len(second.media[0].calls) == 3
+    assert second.places is not None
+    assert second.budget == KeepCount(len(second.places))  # all that there is
+    assert len(second.places) < 100
+    assert "2 of 9" in second.reason
+
+
+def test_a_budget_that_asks_for_mass_gets_the_crops_that_hold_it() -> None:
+    given = asked(KeepMass(0.9), picture())
+    _, second = looked(Lazy(), given, at_corner())
+    assert len(second.media[0].calls) == 2
+    _, second = looked(Lazy(), given, np.ones(SIDE**2))
+    assert len(second.media[0].calls) == 1 + 7  # three quarters of nine
+    assert second.budget == KeepMass(0.9)
+
+
+@pytest.mark.parametrize("budget", [KeepRatio(1.0), KeepCount(1000)])
+def test_a_budget_that_keeps_everything_is_one_look(budget: KeepRatio | KeepCount) -> None:
+    (only,) = looked(Lazy(), asked(budget, picture()), np.ones(1))
+    assert only.places is None
+    assert only.reason == "the budget keeps everything"
+
+
+def test_a_selector_without_scores_cannot_say_where_to_look() -> None:
+    given = asked(KeepCount(20), picture())
+    looks = [Lazy().first(given)]
+    vision = tokens_of(looks[-1].media)
+    with pytest.raises(RequestInvalid, match="this selector gives none"):
+        Lazy().next(given, looks, vision, Ranking(lambda k: np.arange(k)))
+
+
+def test_worth_is_shared_by_the_tokens_at_one_place() -> None:
+    given = asked(KeepCount(20), picture())
+    first = Lazy().first(given)
+    expected = estimated(given.media, tokens_of(first.media), np.arange(16, dtype=np.float32))
+    crops = given.media[0].where[:, TILE] == 1
+    assert expected[crops].sum() == pytest.approx(np.arange(16).sum())
+    assert expected[given.media[0].where[:, KIND] == NEWLINE].max() == 0
+
+
+def test_frames_between_two_are_worth_something_between() -> None:
+    tiles = np.zeros((2 * STRIDE + 1, 3, 8, 8), np.float32)
+    layout = anyres.film(TILER, 0, len(tiles))
+    film = llava_onevision.from_tiles("video", tiles, layout, Hw(8, 8))
+    given = asked(KeepCount(8), film)
+    first = Lazy().first(given)
+    assert sorted(set(first.media[0].where[:, FRAME].tolist())) == [0, STRIDE, 2 * STRIDE]
+    scores = np.where(first.media[0].where[:, FRAME] == STRIDE, 1.0, 0.0).astype(np.float32)
+    expected = estimated(given.media, tokens_of(first.media), scores)
+    worth = [expected[film.where[:, FRAME] == frame].mean() for frame in range(STRIDE + 1)]
+    assert (np.diff(worth) > 0).all()
+    _, second = looked(Lazy(most=2), given, scores)
+    frames = set(second.media[0].where[:, FRAME].tolist())
+    assert frames == {0, STRIDE - 1, STRIDE, STRIDE + 1, 2 * STRIDE}
+
+
+class Spying:
+    """A selector that remembers how many tokens it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+        self.seen.append(len(vision.where))
+        found: FirstLayer = first()
+        assert found.attention.shape[2] == len(vision.where) == len(prompt.slots)
+        return attention(prompt, vision, first)
+
+
+def a_clip(frames: int = 9) -> Clip:
+    noise = np.random.default_rng(0).integers(0, 256, (frames, 32, 48, 3)).astype(np.uint8)
+    return Clip(noise, 4.0)
+
+
+def test_an_answer_says_what_was_encoded_and_keeps_its_numbering() -> None:
+    stub, spy = Stub(), Spying()
+    with a_vlm(stub) as vlm:
+        answer = vlm.ask(a_clip(), "what is it?", 30, spy, encode="lazy")
+    cells = 24
+    assert spy.seen[0] == 3 * cells
+    assert answer.encode == "lazy"
+    assert (answer.total, answer.kept, len(answer.where)) == (9 * cells, 30, 9 * cells)
+    assert answer.encoded == spy.seen[1] < answer.total
+    frames = set(answer.where[answer.selection.keep, FRAME].tolist())
+    assert len(frames) <= answer.encoded // cells == stub.runs["vision"]
+    assert answer.selection.scores is not None
+    assert len(answer.selection.scores) == answer.total
+    assert answer.selection.reason == "count"
+    assert "crops and frames" in answer.encode_reason
+
+
+def test_an_answer_from_some_frames_is_the_one_from_a_clip_whose_kept_tokens_are_the_same() -> None:
+    # Embeddings, positions and text of what enters the LLM are equal, so the answers are.
+    with a_vlm(Stub()) as vlm:
+        lazy = vlm.ask(a_clip(), "what is it?", 30, "attention", encode="lazy")
+
+        def same(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
+            return Ranking(lambda k: lazy.selection.keep[:k])
+
+        full = vlm.ask(a_clip(), "what is it?", 30, same)
+    assert full.selection.keep.tolist() == lazy.selection.keep.tolist()
+    assert full.text == lazy.text
+    assert (full.encode, full.encoded, full.encode_reason) == ("full", full.total, "")
+
+
+def test_later_turns_look_again_and_encode_only_what_is_new() -> None:
+    stub = Stub()
+    with a_vlm(stub) as vlm:
+        chat = vlm.chat(budget=30, selector="attention")
+        first = chat.ask("what is it?", a_clip(), encode="lazy")
+        before = stub.runs["vision"]
+        assert before == first.encoder_runs
+        second = chat.ask("where is it?", encode="lazy")
+        assert stub.runs["vision"] - before == second.encoder_runs < first.encoder_runs
+        third = chat.ask("and all of it?", budget=1.0)
+        assert third.kept == third.total == third.encoded
+        fresh = vlm.chat(budget=30, selector="attention")
+        fresh.ask("what is it?", a_clip(), encode="lazy")
+        assert fresh.ask("where is it?", encode="lazy").text == second.text
+
+
+def test_what_scores_nothing_is_refused_and_the_vlm_goes_on() -> None:
+    with a_vlm(Stub()) as vlm:
+        with pytest.raises(RequestInvalid, match="gives none"):
+            vlm.ask(a_clip(), "what is it?", 30, uniform, encode="lazy")
+        assert vlm.ask(a_clip(), "what is it?", 30, uniform, encode="auto").encode == "full"
