@@ -9,7 +9,8 @@ import pytest
 
 from tokprune import Cancelled, CancelToken, clip_of, load
 from tokprune.llm import Continuation
-from tokprune.running.answering import Task, answer
+from tokprune.running.answering import answer
+from tokprune.running.task import Task
 from tokprune.scenes import suite
 from tokprune.types import Array
 from tokprune.vlm import VLM

@@ -16,9 +16,10 @@ from tokprune.kv import KvOwner
 from tokprune.llm import check_text
 from tokprune.looking import Small
 from tokprune.model import Model
-from tokprune.running.answering import State, Task, answer, check_fits
+from tokprune.running.answering import State, answer
 from tokprune.running.request import Options
 from tokprune.running.stream import AnswerStream, Channel, wake
+from tokprune.running.task import Task, check_fits
 from tokprune.running.worker import Ticket, Worker
 from tokprune.selectors import Selector
 from tokprune.stopwatch import Stopwatch
