@@ -1,11 +1,13 @@
 """What the vision encoder is shown of the pictures, in one look or in several.
 
-full      everything at once
-lazy      whole pictures and some frames first, then the crops and frames that the question
-points to; what is encoded is what the full look would give, to the bit
-coarse    the picture at half its size first, then those places in full that matter
-repeats   everything but what repeats pixels that were encoded already
-auto      the cheapest of these that fits the request
+    full      everything at once
+    lazy      whole pictures and some frames first, then the crops and frames that the question
+              points to; what is encoded is what the full look would give, to the bit
+    coarse    the picture at half its size first, then those places in full that matter
+    repeats   everything but what repeats pixels that were encoded already
+    auto      lazy where that leaves something out, else full: what is exact
+
+A `Following` in the place of a name keeps what it saw from one picture of a stream to the next.
 """
 
 from tokprune.looking.coarse import Small

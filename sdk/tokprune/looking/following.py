@@ -18,9 +18,10 @@ from tokprune.budgets import KeepCount, KeepRatio
 from tokprune.errors import RequestInvalid
 from tokprune.looking.look import Asked, Look, keeps_everything, whole
 from tokprune.looking.showing import Cut, show_tokens, show_units, units_among
-from tokprune.types import Array, Ranking, VisionTokens
+from tokprune.types import Array, Ranking, Region, VisionTokens
 
 MOVED = 0.12  # mean difference of a part's pixels, as the encoder is fed, that is a movement
+BLOCK = 2  # side of the smallest part of a picture, in vision tokens
 CUT = 0.5  # share of the picture that moves when the camera looks elsewhere
 FADE = 0.8  # of what a part was worth, from one look to the next that leaves it out
 
@@ -36,8 +37,9 @@ class Following:
         for frame in frames:
             answer = vlm.ask(frame, "Is the path free?", 0.25, encode=follow)
 
-    Where a family's encoder takes any part of a picture (Qwen2-VL), parts are vision tokens; else
-    they are tiles (LLaVA-OneVision), and the one that shows the whole picture is always shown.
+    Where a family's encoder takes any part of a picture (Qwen2-VL), parts are blocks of 2 x 2
+    vision tokens; else they are tiles (LLaVA-OneVision), and the one that shows the whole picture
+    is always shown.
     """
 
     def __init__(self, within: int = 8) -> None:
@@ -65,7 +67,7 @@ class Seen:
 
     question: bytes
     where: bytes  # of all tokens: what the picture is cut into
-    pixels: Float32[Array, "parts c"]
+    pixels: Float32[Array, "m c"]  # of each token or tile
     age: Int64[Array, " parts"]  # looks since each was shown
     worth: Float32[Array, " parts"]
 
@@ -95,7 +97,7 @@ class Follow:
             return whole(asked, "there is nothing to leave out")
         if seen is None or (seen.question, seen.where) != (now.question, now.where):
             return whole(asked, "the first look at this question and picture")
-        moved = np.abs(parts.pixels - seen.pixels).mean(axis=1) > MOVED
+        moved = parts.moved(seen.pixels)
         if moved.mean() > CUT:
             return whole(asked, "most of the picture has changed")
         shown = self._chosen(asked, parts, seen, moved)
@@ -115,12 +117,14 @@ class Follow:
         places = np.arange(asked.total) if look.places is None else look.places
         shown = parts.shown(places)
         if before is not None and look.places is not None:
-            now.pixels[~shown] = before.pixels[~shown]
+            unseen = parts.pieces(~shown)
+            now.pixels[unseen] = before.pixels[unseen]
             now.age[~shown] = before.age[~shown] + 1
             now.worth[:] = before.worth * FADE
         if ranking.scores is not None:
             found = np.zeros(asked.total, np.float32)
-            found[places] = np.maximum(ranking.scores, 0)
+            # Scores share out 1 among the tokens of a look, however few these are.
+            found[places] = np.maximum(ranking.scores, 0) * (len(places) / asked.total)
             now.worth[shown] = parts.sums(found)[shown]
         self.follow.seen = now
         return None
@@ -131,13 +135,13 @@ class Follow:
         """Mark what is worth most within the budget, what has moved, and what is due."""
         assert isinstance(asked.budget, (KeepRatio, KeepCount))
         shown = moved | parts.always
-        due = ceil(parts.count / self.follow.within)
-        oldest = np.argsort(-np.where(shown, -1, seen.age), kind="stable")[:due]
-        shown[oldest] = True
         for part in np.argsort(-seen.worth, kind="stable").tolist():
             if parts.sizes[shown].sum() >= asked.budget.plan(asked.total).keep:
                 break
             shown[part] = True
+        due = ceil(parts.count / self.follow.within)
+        age = np.where(shown, -1, seen.age)
+        shown[np.lexsort((parts.nearby, -age))[:due]] = True  # of equally old ones, neighbours
         return shown
 
 
@@ -149,16 +153,29 @@ class _Parts:
         (shown,) = asked.media
         calls = [call["pixel_values"] for call in shown.calls]
         if cut is not None:
-            self._of = np.arange(asked.total)
+            self._of, self.nearby = _blocks(shown.regions[0])
             rows = np.concatenate([np.reshape(call, (-1, call.shape[-1])) for call in calls])
             self.pixels: Array = np.reshape(rows, (asked.total, -1)).astype(np.float32)
-            self.always = np.zeros(asked.total, np.bool_)
+            self.count = len(self.nearby)
+            self.always = np.zeros(self.count, np.bool_)
         else:
             self._of, self.always = units_among(shown)
             tiles = np.concatenate(calls)
             self.pixels = np.reshape(tiles, (len(tiles), -1)).astype(np.float32)
-        self.count = len(self.pixels)
+            self.count = len(self.always)
+            self.nearby = np.arange(self.count)
         self.sizes = np.bincount(self._of[self._of >= 0], minlength=self.count)
+
+    def moved(self, before: Float32[Array, "m c"]) -> Bool[Array, " parts"]:
+        """Mark the parts of which any token or tile differs from how it was shown."""
+        moved = np.abs(self.pixels - before).mean(axis=1) > MOVED
+        marked = np.zeros(self.count, np.bool_)
+        marked[self._of[moved] if self._cut is not None else np.flatnonzero(moved)] = True
+        return marked
+
+    def pieces(self, parts: Bool[Array, " parts"]) -> Bool[Array, " m"]:
+        """Mark the rows of `pixels` that belong to some parts."""
+        return parts[self._of] if self._cut is not None else parts
 
     def shown(self, places: Int64[Array, " m"]) -> Bool[Array, " parts"]:
         """Mark the parts of some tokens."""
@@ -176,7 +193,19 @@ class _Parts:
         """Return the look at some parts."""
         if self._cut is None:
             return show_units(self._asked, shown, reason=reason)
-        return show_tokens(self._asked, np.flatnonzero(shown), self._cut, reason=reason)
+        return show_tokens(self._asked, np.flatnonzero(shown[self._of]), self._cut, reason=reason)
+
+
+def _blocks(region: Region) -> tuple[Int64[Array, " n"], Int64[Array, " parts"]]:
+    """Return the block that each token lies in, and for each block which are beside each other.
+
+    An encoder makes nothing of a single token without its surroundings.
+    """
+    row, column = np.divmod(np.arange(region.rows * region.columns), region.columns)
+    wide = -(-region.columns // BLOCK)
+    of = row // BLOCK * wide + column // BLOCK
+    down, across = np.divmod(np.arange(int(of.max()) + 1), wide)
+    return of, down // 2 * wide + across // 2
 
 
 def _fresh(asked: Asked, parts: _Parts) -> Seen:

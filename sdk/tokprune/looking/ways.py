@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from tokprune.budgets import KeepCount, KeepRatio
 from tokprune.errors import RequestInvalid, unknown
 from tokprune.looking.coarse import Coarse, Small
 from tokprune.looking.following import Follow, Following
@@ -121,16 +120,11 @@ def looking_of(
             assert small is not None
             return "coarse", Coarse(small, ways.cut)
         case _:
-            return _auto(ways, small, asked, scores=scores)
+            return _auto(asked, scores=scores)
 
 
-def _auto(
-    ways: Ways, small: Callable[[], Small] | None, asked: Asked, *, scores: bool
-) -> tuple[Encode, Looking]:
-    """Return an exact way that leaves something out, else everything."""
+def _auto(asked: Asked, *, scores: bool) -> tuple[str, Looking]:
+    """Return a way that is exact and leaves something out, else everything."""
     if scores and asked.media and left_for_later(units_of(asked.media)).any():
         return "lazy", Lazy()
-    counted = isinstance(asked.budget, (KeepRatio, KeepCount))
-    if scores and counted and small is not None and ways.cut is not None and ways.halved:
-        return "coarse", Coarse(small, ways.cut)
     return "full", FULL
