@@ -139,7 +139,7 @@ class Follow:
             if parts.sizes[shown].sum() >= asked.budget.plan(asked.total).keep:
                 break
             shown[part] = True
-        due = ceil(parts.count / self.follow.within)
+        due = ceil(int((~parts.always).sum()) / self.follow.within)
         age = np.where(shown, -1, seen.age)
         shown[np.lexsort((parts.nearby, -age))[:due]] = True  # of equally old ones, neighbours
         return shown

@@ -106,12 +106,12 @@ def test_what_creeps_is_noticed_against_what_was_last_shown() -> None:
 def test_what_the_last_answer_was_read_from_is_looked_at_again() -> None:
     follow, scene = Follow(Following(20), qwen2_vl.cut), a_scene(0)
     scores = np.zeros(SIDE**2)
-    scores[[50, 51, 64, 65]] = 1
-    budget = KeepCount(14)  # ten are due
+    scores[[56, 57, 70, 71]] = 1  # one block
+    budget = KeepCount(14)
     looked(follow, asked(picture(scene), budget), scores)
     look = looked(follow, asked(picture(scene), budget), scores)
-    assert {50, 51, 64, 65} <= places_of(look)
-    assert look.encoded == 14
+    assert {56, 57, 70, 71} <= places_of(look)
+    assert look.encoded == 16 + 12  # four blocks hold fourteen tokens; three of 49 are due
 
 
 def test_another_question_size_or_view_is_looked_at_as_a_whole() -> None:
