@@ -38,8 +38,8 @@ class Options:
     seed: int = 0
     """Of the networks."""
     size: float = 1.0
-    """How many times as many questions. For lack of time, the scorers shipped with Qwen2-VL and
-    LLaVA-OneVision were made with 0.6, those of 64 vision tokens with 0.4."""
+    """How many times as many questions. For lack of time, VILA1.5's scorer was made with 0.7 and
+    six epochs, LLaVA-OneVision's with five."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
