@@ -199,6 +199,7 @@ def _base_tile(shown: Prepared) -> Prepared:
         pack=lambda outputs: outputs[0][0],
         where=where,
         regions=(region,),
+        units=np.ones((len(where), 1), np.bool_),
     )
 
 
@@ -228,6 +229,7 @@ def _pooled(shown: Prepared, k: int) -> Prepared:
         pack=lambda outputs: mixed @ shown.pack(outputs),
         where=np.concatenate(where),
         regions=tuple(regions),
+        units=(mixed > 0).astype(np.float32) @ shown.units.astype(np.float32) > 0,
     )
 
 
