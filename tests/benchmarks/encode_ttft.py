@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
         real_checkpoints.write_llava_onevision,
         (1152, 1152),  # nine crops, and the whole
         (364, 729, 1458, 1841),
-        ("full", "lazy:1", "lazy:2", "lazy:3", "lazy:5", "lazy"),
+        ("full", "lazy:1", "lazy:2", "lazy"),
         {("lazy:1", 364): 4.0, ("lazy", 1841): 2.0},
     ),
     "Qwen2-VL-2B": Model(

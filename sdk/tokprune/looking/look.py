@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from tokprune.budgets import Budget, KeepCount, KeepRatio
+from tokprune.looking.parts import apart
 from tokprune.types import Array, Prepared, Prompt, Ranking, Selection, VisionTokens
 
 
@@ -23,6 +25,14 @@ class Asked:
     def total(self) -> int:
         """Number of vision tokens of the whole pictures."""
         return len(self.prompt.slots)
+
+    @cached_property
+    def split(self) -> tuple[Prepared, ...]:
+        """The media with a call for each tile and frame.
+
+        Made once, so that all looks share these calls: what ran for one need not for the next.
+        """
+        return tuple(map(apart, self.media))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tokprune.looking.look import Asked, Look
-from tokprune.looking.parts import apart
 from tokprune.looking.showing import Cut
 from tokprune.types import (
     COLUMN,
@@ -43,8 +42,7 @@ class Repeats:
 
     def first(self, asked: Asked) -> Look:
         """Return everything that is new."""
-        split = tuple(map(apart, asked.media))
-        split, encoded = once(split, self.tau)
+        split, encoded = once(asked.split, self.tau)
         if self.cut is not None:
             shorter = [self._shorter(shown) for shown in split]
             split = tuple(shown for shown, _ in shorter)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tokprune.looking.look import Asked, Look, showing, within
-from tokprune.looking.parts import apart, part
+from tokprune.looking.parts import part
 from tokprune.types import TILE, Array, Prepared
 
 Cut: TypeAlias = Callable[[Prepared, Int64[Array, " m"]], Prepared]  # some tokens' pixels alone
@@ -56,7 +56,7 @@ def show_units(
         last: whether an answer is read from it.
         reason: why these.
     """
-    split = tuple(map(apart, asked.media))
+    split = asked.split
     counts = np.cumsum([each.units.shape[1] for each in split])[:-1]
     starts = np.cumsum([0, *(len(each.where) for each in split)])
     parts = [part(each, mine) for each, mine in zip(split, np.split(shown, counts), strict=True)]

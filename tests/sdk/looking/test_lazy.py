@@ -210,6 +210,13 @@ def test_later_turns_look_again_and_encode_only_what_is_new() -> None:
         assert fresh.ask("where is it?", encode="lazy").text == second.text
 
 
+def test_nothing_is_encoded_twice_where_nothing_is_cached() -> None:
+    stub = Stub()
+    with a_vlm(stub, vision_cache_bytes=0) as vlm:
+        answer = vlm.ask(a_clip(), "what is it?", 30, "attention", encode="lazy")
+    assert stub.runs["vision"] == answer.encoder_runs == answer.encoded // 24
+
+
 def test_what_scores_nothing_is_refused_and_the_vlm_goes_on() -> None:
     with a_vlm(Stub()) as vlm:
         with pytest.raises(RequestInvalid, match="gives none"):
