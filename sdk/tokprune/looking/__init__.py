@@ -5,7 +5,7 @@
               points to; what is encoded is what the full look would give, to the bit
     coarse    the picture at half its size first, then those places in full that matter
     repeats   everything but what repeats pixels that were encoded already
-    auto      lazy where that leaves something out, else full: what is exact
+    auto      lazy where there are crops, else full: what is exact
 
 A `Following` in the place of a name keeps what it saw from one picture of a stream to the next.
 """

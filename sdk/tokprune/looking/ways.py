@@ -12,7 +12,7 @@ from tokprune.looking.lazy import Lazy, left_for_later
 from tokprune.looking.look import FULL, Asked, Looking
 from tokprune.looking.parts import units_of
 from tokprune.looking.repeats import Repeats
-from tokprune.looking.showing import Cut
+from tokprune.looking.showing import WHOLE, Cut
 from tokprune.types import Media, Prepared
 
 Encode: TypeAlias = Literal["full", "lazy", "coarse", "repeats", "auto"]
@@ -124,7 +124,12 @@ def looking_of(
 
 
 def _auto(asked: Asked, *, scores: bool) -> tuple[str, Looking]:
-    """Return a way that is exact and leaves something out, else everything."""
-    if scores and asked.media and left_for_later(units_of(asked.media)).any():
-        return "lazy", Lazy()
+    """Return lazily for crops, else everything.
+
+    Frames that are skipped take what happened in them along: whoever can do without asks for it.
+    """
+    if scores and asked.media:
+        units = units_of(asked.media)
+        if (left_for_later(units) & (units.tile != WHOLE)).any():
+            return "lazy", Lazy()
     return "full", FULL

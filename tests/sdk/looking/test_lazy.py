@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from grids import prompt_for
 from stub_model import Stub, a_vlm
+from tiles import SIDE, TILER, asked, picture, tokens_of
 
 from tokprune import Clip, KeepCount, KeepMass, KeepRatio, RequestInvalid
 from tokprune.families import anyres, llava_onevision
-from tokprune.families.anyres import Hw, Tiler
+from tokprune.families.anyres import Hw
 from tokprune.looking import Asked, Look
 from tokprune.looking.lazy import STRIDE, Lazy, estimated
 from tokprune.selectors.baselines import attention, uniform
@@ -21,31 +21,10 @@ from tokprune.types import (
     Array,
     First,
     FirstLayer,
-    Prepared,
     Prompt,
     Ranking,
     VisionTokens,
 )
-
-SIDE = 4  # tokens of a tile
-TILER = Tiler(8, SIDE, tuple(Hw(8 * r, 8 * c) for r in range(1, 4) for c in range(1, 4)), 9)
-
-
-def picture(rows: int = 3, columns: int = 3) -> Prepared:
-    """A picture that is cut into so many crops."""
-    size = Hw(8 * rows, 8 * columns)
-    tiles = np.zeros((1 + rows * columns, 3, 8, 8), np.float32)
-    return llava_onevision.from_tiles("picture", tiles, anyres.alone(TILER, 0, size), size)
-
-
-def tokens_of(media: tuple[Prepared, ...]) -> VisionTokens:
-    where = np.concatenate([shown.where for shown in media])
-    regions = tuple(region for shown in media for region in shown.regions)
-    return VisionTokens(np.ones((len(where), 2), np.float32), where, regions)
-
-
-def asked(budget: KeepRatio | KeepCount | KeepMass, *media: Prepared) -> Asked:
-    return Asked(prompt_for(tokens_of(media)), media, budget)
 
 
 def looked(lazy: Lazy, given: Asked, scores: Array) -> list[Look]:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from stub_model import Stub, a_picture, a_vlm
+from tiles import asked, picture
 
-from tokprune import Clip, Following, RequestInvalid
-from tokprune.looking import ENCODES, Way, stream_way, way_of
+from tokprune import Clip, Following, KeepCount, RequestInvalid
+from tokprune.looking import ENCODES, Way, Ways, looking_of, stream_way, way_of
 
 
 @pytest.mark.parametrize(
@@ -52,12 +53,18 @@ def test_pinned_pictures_are_encoded_whole() -> None:
         assert chat.ask("what?", a_picture()).kept == 4
 
 
-def test_auto_chooses_what_leaves_something_out() -> None:
+def test_auto_skips_no_frames() -> None:
     clip = Clip(np.zeros((8, 32, 48, 3), np.uint8), 4.0)
     with a_vlm(Stub()) as vlm:
         assert vlm.ask(a_picture(), "what?", 5, "attention", encode="auto").encode == "full"
-        assert vlm.ask(clip, "what?", 5, "attention", encode="auto").encode == "lazy"
-        assert vlm.ask(clip, "what?", 5, "uniform", encode="auto").encode == "full"
+        assert vlm.ask(clip, "what?", 5, "attention", encode="auto").encode == "full"
+        assert vlm.ask(clip, "what?", 5, "attention", encode="lazy").encode == "lazy"
+
+
+def test_auto_leaves_crops_for_later_where_the_selector_scores() -> None:
+    given = asked(KeepCount(20), picture())
+    for scores, way in ((True, "lazy"), (False, "full")):
+        assert looking_of(Way("auto"), Ways(), None, given, scores=scores)[0] == way
 
 
 def test_words_without_pictures_need_no_look() -> None:
