@@ -196,8 +196,7 @@ class Chat:
         def done(answer: Answer, layout: Layout, vision: VisionTokens) -> None:
             (said,) = made
             turns = (*self.turns, Turn(said.turn.content, answer.text))
-            whole = len(vision.where) == len(layout.prompt.slots)  # else a part was looked at
-            seen = vision if whole else None
+            seen = vision if answer.encode == "full" else None  # others may be parts, or copies
             shown = (said.media, layout.media, seen, rule, answer.selection, said.frames)
             self._keep(History(turns, *shown))
 

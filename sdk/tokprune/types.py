@@ -27,6 +27,7 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "repetition"]
 
 PATCH, NEWLINE = 0, 1  # `where[:, KIND]`: a patch of a picture, or a row's end
 PICTURE, FRAME, TILE, ROW, COLUMN, SCALE, KIND = range(7)  # columns of `where`
+WHOLE = 0  # `where[:, TILE]`: the tile that shows the whole picture; others show parts of it
 
 
 class Region(NamedTuple):
@@ -194,7 +195,7 @@ class Selection:
     total: int
     need: int | None  # what the question needs, where the budget asked
     cap: int | None  # what the budget allowed
-    reason: str  # "ratio", "count", "all", "mass", "floor", "cap", "deadline", "late"
+    reason: str  # "ratio", "count", "all", "mass", "floor", "cap", "deadline", "late", "encoded"
     scores: Scores | None = None
     embeds: Float[Array, "k d"] | None = None  # set only by merging
     bias: Float32[Array, " k"] | None = None  # set only by size bias; added to attention logits
@@ -229,7 +230,9 @@ class Answer:
     encoder_hits: int = 0  # calls of the vision encoder that the vision cache answered
     encoder_runs: int = 0  # calls that ran
     encode: str = "full"  # how the pictures were looked at (tokprune.looking)
-    encoded: int = 0  # vision tokens that were encoded for it, those of a first small look included
+    # Vision tokens that were encoded for it, or came from the vision cache; those of a first small
+    # look included
+    encoded: int = 0
     encode_reason: str = ""  # why as many
     reused: int = 0  # prompt rows whose keys and values were there already (chat, pin)
     prompt_tokens: int = 0  # rows that entered the LLM, the reused ones included

@@ -103,6 +103,11 @@ class CachedEncoder:
         self._made[id(feeds)] = (feeds, outputs)
         return outputs
 
+    def forget(self) -> None:
+        """Let go of what looks have shared: there will be no other."""
+        self._made.clear()
+        self._keys.clear()
+
     def _key(self, feeds: Feeds) -> bytes:
         """Hash once. The feeds are kept, so that no others get their identity."""
         known = self._keys.get(id(feeds))

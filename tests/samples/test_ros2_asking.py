@@ -57,14 +57,13 @@ def test_pictures_are_decoded_no_faster_than_asked(asking: Asking[Any]) -> None:
         decodings += 1
         return SCENE.pictures[0]
 
-    until_s = time.monotonic() + 0.5
+    began_s = time.monotonic()
     calls = 0
-    while time.monotonic() < until_s:
+    while calls <= 100 or time.monotonic() < began_s + 0.5:
         asking.see(None, picture)
         calls += 1
         time.sleep(0.001)
-    assert calls > 100
-    assert 4 <= decodings <= 6
+    assert 2 <= decodings <= 10 * (time.monotonic() - began_s) + 1
 
 
 def test_questions_that_make_no_sense_are_told_by_their_code(asking: Asking[Any]) -> None:
@@ -85,7 +84,7 @@ def test_questions_that_make_no_sense_are_told_by_their_code(asking: Asking[Any]
 
 
 def test_no_answer_is_given_from_old_or_missing_or_frozen_pictures(demo_bundle: Path) -> None:
-    settings = Settings(bundle=str(demo_bundle), max_frame_age_s=0.4, frozen_after_s=0.5)
+    settings = Settings(bundle=str(demo_bundle), max_frame_age_s=1.5, frozen_after_s=0.5)
     asking: Asking[Any] = Asking(settings)
     question = Question(SCENE.question)
     assert asking.ask(b"1", question, nothing).error_code == "inactive"
@@ -96,7 +95,7 @@ def test_no_answer_is_given_from_old_or_missing_or_frozen_pictures(demo_bundle: 
         young = Question(SCENE.question, max_frame_age_s=1e-6)
         assert asking.ask(b"1", young, nothing).error_code == "frame_too_old"
         assert not asking.ask(b"1", question, nothing).error_code
-    time.sleep(0.5)
+    time.sleep(1.6)
     assert asking.ask(b"1", question, nothing).error_code == "frame_too_old"
     with Publisher(lambda message: asking.see(None, lambda: SCENE.pictures[0])):
         time.sleep(0.9)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from math import ceil
+from threading import Event
 
 import numpy as np
 import pytest
@@ -19,12 +20,16 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 50.0
+        clock = self
 
-        def wait(event: object, timeout: float | None = None) -> bool:
-            self.now += (timeout or 0.0) + 1e-9
-            return False
+        class Passing(Event):
+            """Waits at once. Of the camera alone: other threads wait for their own."""
 
-        monkeypatch.setattr("threading.Event.wait", wait)
+            def wait(self, timeout: float | None = None) -> bool:
+                clock.now += (timeout or 0.0) + 1e-9
+                return self.is_set()
+
+        monkeypatch.setattr("tokprune.camera.reading.fake.Event", Passing)
 
     def __call__(self) -> float:
         return self.now

@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from random import Random
 from threading import Barrier
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import pytest
@@ -113,7 +113,14 @@ def test_answers_of_many_callers_at_once_equal_the_serial_ones(demo: VLM, chunk:
         for thread in threads:
             thread.ended(200)
         assert sum(thread.result() for thread in threads) == len(in_threads)
-    assert (demo.health().state, demo.health().waiting) == ("ready", 0)
+        until_ready(demo)
+    assert demo.health().waiting == 0
+
+
+def until_ready(vlm: VLM) -> None:
+    """Wait until the worker is back from its last answer, which the caller may have before."""
+    while vlm.health().state != "ready":
+        sleep(0.001)
 
 
 @pytest.mark.parametrize("admission", ["wait", "reject", "latest"])
@@ -147,13 +154,13 @@ def test_whatever_the_admission_every_request_ends(admission: Any) -> None:
 
         threads = [Aside(lambda seed=seed: caller(seed)) for seed in range(32)]
         assert sum(thread.ended(100).result() for thread in threads) == 32 * 8
-        assert "cancelled" in codes
         assert ("busy" in codes) == (admission != "wait")
+        with pytest.raises(Cancelled):
+            vlm.ask(a_picture(1), "a?", cancel=token)
         assert vlm.ask(a_picture(1), "a?").text == expected[1]
         assert not token._watchers
         worker = vlm._runtime.worker
-        while vlm.health().state != "ready":
-            pass
+        until_ready(vlm)
         assert (len(worker._inside), len(worker._outside), worker._alarms._due) == (0, 0, [])
 
 

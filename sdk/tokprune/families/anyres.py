@@ -21,12 +21,13 @@ from tokprune.types import (
     ROW,
     SCALE,
     TILE,
+    WHOLE,
     Array,
     Region,
 )
 
 SCALED_FROM = 1.1  # a grid of crops is scaled down where its side is that much above the bound
-WHOLE, CROPS = 0, 1  # what a picture's tokens show: both its region's tile and its tokens' scale
+CROPS = 1  # beside WHOLE, what a picture's tokens show: its region's tile and their scale
 
 
 class Hw(NamedTuple):

@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 from tokprune.errors import PictureInvalid
 from tokprune.families.family import Family, Positions, Processor, Span
 from tokprune.families.processor_files import Found, picture_settings, video_settings
+from tokprune.looking.parts import apart
 from tokprune.looking.ways import Ways
 from tokprune.types import (
     COLUMN,
@@ -266,11 +267,7 @@ def cut(shown: Prepared, tokens: Int64[Array, " m"]) -> Prepared:
         shown: as `from_patches` lays it out, or with a call for each frame.
         tokens: ascending.
     """
-    frames = [
-        {**call, "pixel_values": call["pixel_values"][number : number + 1]}
-        for call in shown.calls
-        for number in range(len(call["pixel_values"]))
-    ]
+    frames = apart(shown).calls
     cells = len(shown.where) // len(frames)
     calls: list[Feeds] = []
     there: list[int] = []

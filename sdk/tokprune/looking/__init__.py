@@ -13,7 +13,7 @@ A `Following` in the place of a name keeps what it saw from one picture of a str
 from tokprune.looking.coarse import Small
 from tokprune.looking.following import Following
 from tokprune.looking.lazy import Lazy
-from tokprune.looking.look import FULL, Asked, Look, Looking, first_media, whole
+from tokprune.looking.look import FULL, Asked, Look, Looking
 from tokprune.looking.ways import (
     ENCODES,
     NO_WAYS,
@@ -38,9 +38,7 @@ __all__ = [
     "Small",
     "Way",
     "Ways",
-    "first_media",
     "looking_of",
     "stream_way",
     "way_of",
-    "whole",
 ]

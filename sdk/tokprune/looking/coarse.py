@@ -51,7 +51,7 @@ class Coarse:
             return whole(asked, "the budget keeps everything")
         small = self.small()
         count = len(small.prompt.slots)
-        kept = _kept(asked, count)
+        kept = _kept(asked)
         if count + kept >= asked.total:
             return whole(asked, "the pictures are too small to be looked at twice")
         budget = KeepCount(count)
@@ -63,7 +63,7 @@ class Coarse:
         """Return the places in full that the small picture's best tokens show."""
         if looks[-1].last:
             return None
-        kept = _kept(asked, len(vision.where))
+        kept = _kept(asked)
         under = below(asked.media, vision)
         places = _chosen(ranking, under, kept)
         reason = (
@@ -75,7 +75,7 @@ class Coarse:
         )
 
 
-def _kept(asked: Asked, coarse: int) -> int:
+def _kept(asked: Asked) -> int:
     """Return how many tokens to encode in full."""
     if isinstance(asked.budget, (KeepRatio, KeepCount)):
         return asked.budget.plan(asked.total).keep

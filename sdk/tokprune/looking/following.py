@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float32, Int64
 from tokprune.budgets import KeepCount, KeepRatio
 from tokprune.errors import RequestInvalid
 from tokprune.looking.look import Asked, Look, keeps_everything, whole
-from tokprune.looking.showing import Cut, show_tokens, show_units, units_among
+from tokprune.looking.parts import units_among
+from tokprune.looking.showing import Cut, show_tokens, show_units
 from tokprune.types import Array, Ranking, Region, VisionTokens
 
 MOVED = 0.12  # mean difference of a part's pixels, as the encoder is fed, that is a movement
@@ -39,7 +40,8 @@ class Following:
 
     Where a family's encoder takes any part of a picture (Qwen2-VL), parts are blocks of 2 x 2
     vision tokens; else they are tiles (LLaVA-OneVision), and the one that shows the whole picture
-    is always shown.
+    is always shown. Where crops are scaled down (more than nine tiles), tokens that lie between two
+    crops are there only in looks at both.
     """
 
     def __init__(self, within: int = 8) -> None:
@@ -139,9 +141,11 @@ class Follow:
             if parts.sizes[shown].sum() >= asked.budget.plan(asked.total).keep:
                 break
             shown[part] = True
-        due = ceil(int((~parts.always).sum()) / self.follow.within)
-        age = np.where(shown, -1, seen.age)
-        shown[np.lexsort((parts.nearby, -age))[:due]] = True  # of equally old ones, neighbours
+        turns = ~parts.always & ~parts.padding  # take turns in being shown, whatever they show
+        due = ceil(int(turns.sum()) / self.follow.within)
+        waiting = np.flatnonzero(turns & ~shown)
+        oldest = np.lexsort((parts.nearby[waiting], -seen.age[waiting]))
+        shown[waiting[oldest[:due]]] = True  # of equally old ones, neighbours
         return shown
 
 
@@ -157,12 +161,13 @@ class _Parts:
             rows = np.concatenate([np.reshape(call, (-1, call.shape[-1])) for call in calls])
             self.pixels: Array = np.reshape(rows, (asked.total, -1)).astype(np.float32)
             self.count = len(self.nearby)
-            self.always = np.zeros(self.count, np.bool_)
+            self.always = self.padding = np.zeros(self.count, np.bool_)
         else:
             self._of, self.always = units_among(shown)
             tiles = np.concatenate(calls)
             self.pixels = np.reshape(tiles, (len(tiles), -1)).astype(np.float32)
             self.count = len(self.always)
+            self.padding = ~shown.units.any(axis=0)  # no token is made of it
             self.nearby = np.arange(self.count)
         self.sizes = np.bincount(self._of[self._of >= 0], minlength=self.count)
 

@@ -19,8 +19,8 @@ from tokprune.canvas import members
 from tokprune.errors import RequestInvalid
 from tokprune.looking.look import Asked, Look, keeps_everything, whole
 from tokprune.looking.parts import PADDING, Units, units_of
-from tokprune.looking.showing import WHOLE, show_units
-from tokprune.types import COLUMN, ROW, Array, Prepared, Ranking, Region, VisionTokens
+from tokprune.looking.showing import show_units
+from tokprune.types import COLUMN, ROW, WHOLE, Array, Prepared, Ranking, Region, VisionTokens
 
 STRIDE = 4  # every fourth frame of a video is looked at first
 ENOUGH = 0.75  # share of the relevance that is expected where nobody looked yet
@@ -70,32 +70,54 @@ class Lazy:
         shown = first_units(units)
         expected = estimated(asked.media, vision, ranking.scores)
         values = np.asarray([expected[tokens].sum() for tokens in units.tokens])
-        sizes = np.asarray([len(tokens) for tokens in units.tokens])
         unseen = np.flatnonzero(left_for_later(units))
         order = unseen[np.argsort(-values[unseen], kind="stable")]
         before = len(vision.where)
-        count = self._count(asked, before, values[order], sizes[order])
+        there = available(units, shown, order)
+        count = self._count(asked, values[order], there)
         if self.room is not None:
             pixels = max(call["pixel_values"][:1].size for m in asked.media for call in m.calls)
-            count = min(count, self.room(pixels, int(sizes[order].max()), before, count))
+            most = int(np.asarray([len(each) for each in units.tokens])[order].max())
+            count = min(count, self.room(pixels, most, before, count))
         shown[order[:count]] = True
         reason = f"{count} of {len(order)} crops and frames, where the relevance is"
         return show_units(asked, shown, before, reason=reason)
 
-    def _count(
-        self, asked: Asked, seen: int, values: Float32[Array, " v"], sizes: Int64[Array, " v"]
-    ) -> int:
-        """Return how many more units to look at, in the order of what is expected of them."""
+    def _count(self, asked: Asked, values: Float32[Array, " v"], there: Int64[Array, " w"]) -> int:
+        """Return how many more units to look at, in the order of what is expected of them.
+
+        Args:
+            asked: the request.
+            values: what is expected of each.
+            there: tokens that there are after none of them, one, two, and so on.
+        """
+        units = len(values)
         held = np.cumsum(values) / max(float(values.sum()), np.finfo(np.float32).tiny)
         enough = int(np.searchsorted(held, ENOUGH)) + 1
         if not isinstance(asked.budget, (KeepRatio, KeepCount)):
-            return min(enough, len(sizes), self.most or len(sizes))
+            return min(enough, units, self.most or units)
         keep = asked.budget.plan(asked.total).keep
-        room = np.cumsum(sizes)
-        least = int(np.searchsorted(room + seen, keep)) + (keep > seen)
-        usable = max(1, ceil(keep / max(float(sizes.mean()), 1.0)))
+        least = int(np.searchsorted(there, keep))
+        usable = max(1, ceil(keep * units / max(int(there[-1] - there[0]), 1)))
         count = max(least, min(enough, usable))
-        return min(count, len(sizes), len(sizes) if self.most is None else self.most)
+        return min(count, units, units if self.most is None else self.most)
+
+
+def available(
+    units: Units, shown: Bool[Array, " u"], order: Int64[Array, " v"]
+) -> Int64[Array, " w"]:
+    """Count the patches that can be made after none of the units in `order`, one, two, and so on.
+
+    One that lies between two crops is there once both are.
+    """
+    turn = np.full(len(shown), len(order) + 1, np.int64)
+    turn[shown] = 0
+    turn[order] = np.arange(len(order)) + 1
+    tokens = np.concatenate(units.tokens)
+    latest = np.zeros(int(tokens.max()) + 1, np.int64)
+    np.maximum.at(latest, tokens, np.repeat(turn, [len(each) for each in units.tokens]))
+    known = latest[np.unique(tokens)]
+    return np.cumsum(np.bincount(known, minlength=len(order) + 2))[: len(order) + 1]
 
 
 def first_units(units: Units) -> Bool[Array, " u"]:

@@ -122,11 +122,6 @@ def whole(asked: Asked, reason: str = "") -> Look:
     return Look(asked.prompt, asked.media, None, asked.budget, asked.total, reason=reason)
 
 
-def first_media(looking: Looking, asked: Asked) -> tuple[Prepared, ...]:
-    """Return what is encoded first, whatever will be found in it."""
-    return looking.first(asked).media
-
-
 def within(asked: Asked, shown: int) -> Budget:
     """Return the budget of the whole pictures as one of the tokens that are shown of them."""
     if isinstance(asked.budget, (KeepRatio, KeepCount)):

@@ -13,7 +13,18 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from tokprune.canvas import members, row_ends
-from tokprune.types import FRAME, KIND, NEWLINE, PICTURE, TILE, Array, Feeds, Prepared, Region
+from tokprune.types import (
+    FRAME,
+    KIND,
+    NEWLINE,
+    PICTURE,
+    TILE,
+    WHOLE,
+    Array,
+    Feeds,
+    Prepared,
+    Region,
+)
 
 PADDING = -1  # the tile of a unit that no token is made of
 
@@ -106,3 +117,14 @@ def part(prepared: Prepared, shown: Bool[Array, " u"]) -> Part:
 def seen_regions(where: Int32[Array, "m 7"], regions: Sequence[Region]) -> tuple[Region, ...]:
     """Return the regions that have any token. They keep their size."""
     return tuple(region for region in regions if len(members(where, region)))
+
+
+def units_among(shown: Prepared) -> tuple[Int64[Array, " n"], Bool[Array, " u"]]:
+    """Return the unit that each token is of, -1 of several or none, and which show the whole."""
+    alone = shown.units.sum(axis=1) == 1
+    of = np.where(alone, shown.units.argmax(axis=1), -1)
+    base = np.zeros(shown.units.shape[1], np.bool_)
+    tiles = sorted(set(shown.where[:, TILE].tolist()))
+    if len(tiles) > 1:
+        base[of[alone & (shown.where[:, TILE] == WHOLE)]] = True
+    return of, base

@@ -44,9 +44,7 @@ class Repeats:
         """Return everything that is new."""
         split, encoded = once(asked.split, self.tau)
         if self.cut is not None:
-            shorter = [self._shorter(shown) for shown in split]
-            split = tuple(shown for shown, _ in shorter)
-            encoded = sum(count for _, count in shorter)
+            split, encoded = self._shorter(split, self.cut)
         reason = f"{asked.total - encoded} of {asked.total} tokens repeat others"
         return Look(asked.prompt, split, None, asked.budget, encoded, reason=reason)
 
@@ -57,20 +55,34 @@ class Repeats:
         del asked, looks, vision, ranking
         return None
 
-    def _shorter(self, shown: Prepared) -> tuple[Prepared, int]:
-        """Leave out tokens whose pixels repeat those beside, above or one frame before."""
-        assert self.cut is not None
-        of = repeated(shown, self.tau)
-        kept = np.flatnonzero(of == np.arange(len(of)))
-        if len(kept) == len(of):
-            return shown, len(of)
-        made = self.cut(shown, kept)
-        index = np.searchsorted(kept, of)
+    def _shorter(self, media: Sequence[Prepared], cut: Cut) -> tuple[tuple[Prepared, ...], int]:
+        """Leave out tokens whose pixels repeat others; count those that are left.
 
-        def pack(outputs: list[Array]) -> Array:
-            return made.pack(outputs)[index]
+        A picture that repeats a whole other one is given that one's calls.
+        """
+        known: dict[tuple[int, ...], Prepared] = {}
+        made: list[Prepared] = []
+        encoded = 0
+        for shown in media:
+            calls = tuple(map(id, shown.calls))
+            if calls not in known:
+                known[calls], count = _without(shown, repeated(shown, self.tau), cut)
+                encoded += count
+            made.append(replace(shown, calls=known[calls].calls, pack=known[calls].pack))
+        return tuple(made), encoded
 
-        return replace(shown, calls=made.calls, pack=pack), len(kept)
+
+def _without(shown: Prepared, of: Int64[Array, " n"], cut: Cut) -> tuple[Prepared, int]:
+    """Encode those tokens alone that stand for themselves, and copy them to the others' places."""
+    kept = np.flatnonzero(of == np.arange(len(of)))
+    if len(kept) == len(of):
+        return shown, len(of)
+    made, index = cut(shown, kept), np.searchsorted(kept, of)
+
+    def pack(outputs: list[Array]) -> Array:
+        return made.pack(outputs)[index]
+
+    return replace(shown, calls=made.calls, pack=pack), len(kept)
 
 
 def once(media: Sequence[Prepared], tau: float) -> tuple[tuple[Prepared, ...], int]:
@@ -109,14 +121,19 @@ def _alike(one: Feeds, other: Feeds, tau: float) -> bool:
 def repeated(shown: Prepared, tau: float) -> Int64[Array, " n"]:
     """Return for each token the one whose pixels it repeats: itself, where they are new.
 
-    Its pixels are compared with those that the token on its left stands for, the one above, and
-    the one at its place a frame before.
+    Frames that have an earlier one's call (`once`) repeat all of it. Else a token's pixels are
+    compared with those that the token on its left stands for, the one above, and the one at its
+    place a frame before.
     """
     pixels = np.concatenate([call["pixel_values"][0] for call in shown.calls])
     units: Float32[Array, "n c"] = np.reshape(pixels, (len(shown.where), -1))
     number = {tuple(cell): token for token, cell in enumerate(_cells(shown))}
     of = np.arange(len(units))
+    first = [next(i for i, c in enumerate(shown.calls) if c is call) for call in shown.calls]
     for (frame, row, column), token in number.items():
+        if first[frame] < frame:
+            of[token] = of[number[first[frame], row, column]]
+            continue
         left, above = (frame, row, column - 1), (frame, row - 1, column)
         for beside in (left, above, (frame - 1, row, column)):
             if beside in number:

@@ -8,10 +8,9 @@ from jaxtyping import Bool, Int64
 
 from tokprune.looking.look import Asked, Look, showing, within
 from tokprune.looking.parts import part
-from tokprune.types import TILE, Array, Prepared
+from tokprune.types import Array, Prepared
 
 Cut: TypeAlias = Callable[[Prepared, Int64[Array, " m"]], Prepared]  # some tokens' pixels alone
-WHOLE = 0  # the tile that shows the whole picture
 
 
 def show_tokens(asked: Asked, places: Int64[Array, " m"], cut: Cut, *, reason: str) -> Look:
@@ -72,14 +71,3 @@ def show_units(
         last=last,
         reason=reason,
     )
-
-
-def units_among(shown: Prepared) -> tuple[Int64[Array, " n"], Bool[Array, " u"]]:
-    """Return the unit that each token is of, -1 of several or none, and which show the whole."""
-    alone = shown.units.sum(axis=1) == 1
-    of = np.where(alone, shown.units.argmax(axis=1), -1)
-    base = np.zeros(shown.units.shape[1], np.bool_)
-    tiles = sorted(set(shown.where[:, TILE].tolist()))
-    if len(tiles) > 1:
-        base[of[alone & (shown.where[:, TILE] == WHOLE)]] = True
-    return of, base

@@ -12,8 +12,8 @@ from tokprune.looking.lazy import Lazy, left_for_later
 from tokprune.looking.look import FULL, Asked, Looking
 from tokprune.looking.parts import units_of
 from tokprune.looking.repeats import Repeats
-from tokprune.looking.showing import WHOLE, Cut
-from tokprune.types import Media, Prepared
+from tokprune.looking.showing import Cut
+from tokprune.types import WHOLE, Media, Prepared
 
 Encode: TypeAlias = Literal["full", "lazy", "coarse", "repeats", "auto"]
 ENCODES: tuple[Encode, ...] = get_args(Encode)

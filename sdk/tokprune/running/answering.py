@@ -79,6 +79,7 @@ def answer(
     except BudgetImpossible:  # what ran tells why
         state.latency.learn(sizes, 0, watch.timings_ms)
         raise
+    encoder.forget()
     written = write(flow, model.tokenizer, watch, task.options, give)
     ran = learnable(watch.timings_ms, reused)
     if way != "full":  # the curves of first layer and scorer are of one run over everything

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from tokprune.budgets import Auto, Budget, Deadline
-from tokprune.looking import Lazy, Looking, first_media
+from tokprune.looking import Lazy, Looking
 from tokprune.running.task import Task
 from tokprune.stopwatch import Stopwatch
 from tokprune.timing.latency import Latency
@@ -81,7 +81,7 @@ def planned(
     if way == "full" or not timed:
         sizes = request_sizes(task, encoder, task.media)
         return sizes, clock_of(task.budget, sizes, latency, watch, None), looking
-    sizes = request_sizes(task, encoder, first_media(looking, task.asked))
+    sizes = request_sizes(task, encoder, looking.first(task.asked).media)
     clock = clock_of(task.budget, sizes, latency, watch, encoder)
     if isinstance(looking, Lazy) and clock is not None:
         looking = replace(looking, room=partial(units_in_time, task.budget, clock))

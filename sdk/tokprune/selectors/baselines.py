@@ -6,7 +6,7 @@ from jaxtyping import Int64
 from tokprune.canvas import canvas, newlines_last
 from tokprune.selectors.coverage import lattice, shares
 from tokprune.selectors.scores import mean_attention
-from tokprune.selectors.selector import Selector, descending, prefix_of
+from tokprune.selectors.selector import Selector, check_whole, descending, prefix_of
 from tokprune.types import KIND, NEWLINE, Array, First, Prompt, Ranking, VisionTokens
 
 
@@ -24,6 +24,7 @@ def random_tokens(seed: int = 0) -> Selector:
 def uniform(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     """Keep an even lattice of each grid, each by its share of tokens."""
     del prompt, first
+    check_whole("uniform", vision)
     grids = canvas(vision.where, vision.regions).tokens
     sizes = [region.rows * region.columns for region in vision.regions]
     ends = np.flatnonzero(vision.where[:, KIND] == NEWLINE)

@@ -21,7 +21,8 @@ def coverage_order(where: Int32[Array, "n 7"], regions: tuple[Region, ...]) -> I
         inside = members(where, region)
         by_cell = np.full((region.rows, region.columns), -1, np.int64)
         by_cell[where[inside, ROW], where[inside, COLUMN]] = inside
-        tokens.append(by_cell.ravel()[farthest_point_order(region.rows, region.columns)])
+        visited = by_cell.ravel()[farthest_point_order(region.rows, region.columns)]
+        tokens.append(visited[visited >= 0])  # of a grid that is not wholly encoded, what there is
         depth.append((np.arange(len(inside)) + 0.5) / len(inside))
     order = np.argsort(np.concatenate(depth), kind="stable")
     ends = np.flatnonzero(where[:, KIND] == NEWLINE)

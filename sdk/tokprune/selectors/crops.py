@@ -10,12 +10,11 @@ from tokprune.canvas import canvas
 from tokprune.errors import RequestInvalid
 from tokprune.selectors.quotas import best_of_each, proportional, softmax
 from tokprune.selectors.scores import saliency
-from tokprune.selectors.selector import patches, patches_first
+from tokprune.selectors.selector import check_whole, patches, patches_first
 from tokprune.selectors.similarity import products
-from tokprune.types import Array, First, Prompt, Ranking, Region, VisionTokens
+from tokprune.types import WHOLE, Array, First, Prompt, Ranking, Region, VisionTokens
 
 CROP_TEMPERATURE = 0.1
-WHOLE = 0  # the tile that shows a whole picture
 
 
 class Part(NamedTuple):
@@ -34,6 +33,7 @@ def globalcom2(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     size of the whole picture's.
     """
     del prompt, first
+    check_whole("globalcom2", vision)
     scores = saliency(vision)
     parts = [
         part for whole, fine in _pictures(vision) for part in _parts(vision, scores, whole, fine)

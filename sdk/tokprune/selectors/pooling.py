@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from tokprune.canvas import canvas, members
 from tokprune.selectors.coverage import line_counts, shares
 from tokprune.selectors.merging import by_place, means
-from tokprune.selectors.selector import patches_first
+from tokprune.selectors.selector import check_whole, patches_first
 from tokprune.types import COLUMN, ROW, Array, First, Merged, Prompt, Ranking, VisionTokens
 
 
@@ -42,6 +42,7 @@ def pool(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
     Where a budget or newlines change which cells are kept, each stands for the cells nearest it.
     """
     del prompt, first
+    check_whole("pool", vision)
     grids = canvas(vision.where, vision.regions).tokens
     sizes = [region.rows * region.columns for region in vision.regions]
 

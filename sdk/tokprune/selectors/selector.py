@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tokprune.canvas import newlines_last
+from tokprune.errors import RequestInvalid
 from tokprune.types import (
     KIND,
     NEWLINE,
@@ -58,6 +59,21 @@ class Lazy:
         """Return the first k tokens."""
         self._made.extend(islice(self._steps, max(k - len(self._made), 0)))
         return np.asarray(self._made[:k], np.int64)
+
+
+def check_whole(name: str, vision: VisionTokens) -> None:
+    """Refuse grids of which a part is not encoded, for selectors that reckon with whole ones.
+
+    Raises:
+        RequestInvalid: a cell has no token.
+    """
+    cells = sum(region.rows * region.columns for region in vision.regions)
+    if len(patches(vision)) < cells:
+        raise RequestInvalid(
+            f"The selector {name!r} needs whole grids, and only {len(patches(vision))} of {cells} "
+            "vision tokens are encoded: choose another, such as 'relevance-spread' or "
+            "'attention-spread', or encode='full'"
+        )
 
 
 def descending(scores: Scores, vision: VisionTokens) -> Int64[Array, " n"]:

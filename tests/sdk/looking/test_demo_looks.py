@@ -73,10 +73,16 @@ def test_every_tile_that_is_encoded_gives_what_it_gives_in_the_full_look(
 def test_all_crops_give_the_answer_of_the_full_look(demo_bundles: Bundles) -> None:
     with tokprune.load(demo_bundles("llava_onevision"), backend="cpu", threads=1) as vlm:
         for shown, question in pictures(4):
-            full = vlm.ask(list(shown), question, 1.0)
-            lazy = vlm.ask(list(shown), question, 1.0, encode="lazy")
+            total = sum(len(each.where) for each in vlm.model.processor.prepare(shown))
+            if len(shown) > 1:
+                continue
+            full = vlm.ask(list(shown), question, total - 1)
+            lazy = vlm.ask(list(shown), question, total - 1, encode="lazy")
+            assert lazy.encode == "lazy"
+            assert lazy.encoded == lazy.total  # each crop was chosen, in the second look
+            count, _, rest = lazy.encode_reason.partition(" of ")
+            assert rest.startswith(f"{count} crops")
             assert lazy.text == full.text
-            assert lazy.encoded == lazy.total
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision", "vila"])
@@ -132,4 +138,5 @@ def test_a_still_stream_costs_a_part_of_a_look_and_answers_the_same(
         ]
     assert [answer.encode for answer in answers] == ["follow"] * 4
     assert answers[0].encoded == 196
+    assert len({answer.text for answer in answers}) == 1
     assert all(answer.encoded <= 100 + 28 for answer in answers[1:])  # whole blocks; due ones

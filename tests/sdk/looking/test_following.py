@@ -1,5 +1,6 @@
 """Streams: what mattered, what moved, and the rest in turn."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_tiles_are_followed_where_tokens_cannot_be_cut() -> None:
         crops.append({int(r) // 4 * 3 + int(c) // 4 for r, c in cells[:, 3:5]})
     assert all(len(each) <= 4 for each in crops)
     assert set.union(*crops) == set(range(9))
+
+
+def test_padding_is_never_shown() -> None:
+    tiler = Tiler(4, 2, tuple(Hw(4 * r, 4 * c) for r in range(1, 5) for c in range(1, 5)), 9)
+    wide = Hw(4, 17)
+    crops = tiler.crops(wide)
+    tiles = np.random.default_rng(0).normal(size=(1 + crops.height * crops.width, 3, 4, 4))
+    layout = anyres.alone(tiler, 0, wide)
+    shown = llava_onevision.from_tiles("picture", tiles.astype(np.float32), layout, wide)
+    shown = replace(shown, units=np.pad(shown.units, ((0, 0), (0, 2))))  # two more, of padding
+    empty = np.zeros((2, 3, 4, 4), np.float32)
+    shown = replace(shown, calls=(*shown.calls, {"pixel_values": empty}))
+    follow = Follow(Following(2), None)
+    looked(follow, asked(shown, KeepCount(5)))
+    for _ in range(4):
+        look = looked(follow, asked(shown, KeepCount(5)))
+        assert all(call["pixel_values"].any() for call in look.media[0].calls)
 
 
 def test_a_camera_is_followed_through_answers() -> None:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from stub_model import Stub, a_vlm
 from tiles import SIDE, TILER, asked, picture, tokens_of
+from timed_machine import calibration
 
-from tokprune import Clip, KeepCount, KeepMass, KeepRatio, RequestInvalid
+from tokprune import Clip, Deadline, KeepCount, KeepMass, KeepRatio, RequestInvalid
 from tokprune.families import anyres, llava_onevision
-from tokprune.families.anyres import Hw
+from tokprune.families.anyres import Hw, Tiler
 from tokprune.looking import Asked, Look
 from tokprune.looking.lazy import STRIDE, Lazy, estimated
 from tokprune.selectors.baselines import attention, uniform
+from tokprune.timing.latency import Latency
 from tokprune.types import (
     COLUMN,
     FRAME,
@@ -63,6 +65,19 @@ def test_there_are_as_many_crops_as_the_budget_can_use(count: int, crops: int) -
     _, second = looked(Lazy(), asked(KeepCount(count), picture()), even)
     assert len(second.media[0].calls) == 1 + crops
     assert len(second.places if second.places is not None else ()) >= count
+
+
+@pytest.mark.parametrize("count", [40, 60, 70, 80, 95])
+def test_tokens_between_two_crops_are_counted_once_both_are_there(count: int) -> None:
+    pinpoints = tuple(Hw(8 * r, 8 * c) for r in range(1, 5) for c in range(1, 5))
+    tiler = Tiler(8, SIDE, pinpoints, 7)  # 4 x 4 crops are scaled down
+    tiles = np.zeros((17, 3, 8, 8), np.float32)
+    layout = anyres.alone(tiler, 0, Hw(32, 32))
+    shown = llava_onevision.from_tiles("picture", tiles, layout, Hw(32, 32))
+    assert (shown.units.sum(axis=1) > 1).any()
+    _, second = looked(Lazy(), asked(KeepCount(count), shown), np.linspace(1, 2, SIDE**2))
+    assert second.places is not None
+    assert len(second.places) >= count
 
 
 def test_no_more_crops_than_were_asked_for() -> None:
@@ -201,3 +216,30 @@ def test_what_scores_nothing_is_refused_and_the_vlm_goes_on() -> None:
         with pytest.raises(RequestInvalid, match="gives none"):
             vlm.ask(a_clip(), "what is it?", 30, uniform, encode="lazy")
         assert vlm.ask(a_clip(), "what is it?", 30, uniform, encode="auto").encode == "full"
+
+
+def test_a_later_turn_that_looks_at_everything_is_not_read_from_copies() -> None:
+    clip = Clip(np.stack([a_clip(1).frames[0], a_clip(1).frames[0] // 2 + 60]), 4.0)
+    with a_vlm(Stub()) as vlm:
+        chat, plain = vlm.chat(selector="attention"), vlm.chat(selector="attention")
+        copied = chat.ask("what is it?", clip, encode="repeats:2.0")
+        assert copied.encoded < copied.total
+        chat.undo()
+        chat.recall("what is it?", "that", clip)
+        plain.recall("what is it?", "that", clip)
+        chat.ask("and now?", encode="repeats:2.0")
+        plain.ask("and now?")
+        chat.undo()
+        plain.undo()
+        assert chat.ask("and then?").text == plain.ask("and then?").text
+
+
+def test_a_time_decides_how_many_frames_are_encoded() -> None:
+    def encoded(ttft_ms: float) -> int:
+        with a_vlm(Stub(), latency=Latency(calibration())) as vlm:
+            budget = Deadline(ttft_ms, best_effort=True)
+            answer = vlm.ask(a_clip(), "what is it?", budget, "attention", encode="lazy")
+        return answer.encoded
+
+    assert encoded(60_000) > 3 * 24
+    assert encoded(1) == 3 * 24  # the frames of the first look

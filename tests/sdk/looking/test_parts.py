@@ -1,12 +1,21 @@
 """Tiles and frames that are encoded by themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from grids import first_layer
+from tiles import asked, tokens_of
+from tiles import picture as tiled
 
+from tokprune import KeepCount, RequestInvalid
 from tokprune.families import anyres, llava_onevision, qwen2_vl, vila
 from tokprune.families.anyres import Hw, Tiler
 from tokprune.looking.look import showing
 from tokprune.looking.parts import PADDING, apart, part, units_of
+from tokprune.looking.showing import show_units
+from tokprune.selection import select
+from tokprune.selectors import SELECTORS, Inputs
 from tokprune.types import KIND, NEWLINE, TILE, Array, Prepared, Prompt
 
 TILER = Tiler(4, 2, tuple(Hw(4 * r, 4 * c) for r in range(1, 5) for c in range(1, 5)), 9)
@@ -133,3 +142,30 @@ def test_a_prompt_that_shows_some_tokens_keeps_their_positions() -> None:
 def test_calls_that_are_apart_already_stay_as_they_are() -> None:
     split = apart(picture((9, 14)))
     assert apart(split) is split
+
+
+GRIDS, FRAMES = {"uniform", "pool", "globalcom2"}, {"evs", "vidcom2", "ts-llava"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SELECTORS) - FRAMES))
+def test_selectors_choose_among_what_is_encoded_or_say_that_they_need_the_whole(name: str) -> None:
+    shown = np.zeros(10, np.bool_)
+    shown[[0, 3, 5]] = True  # the whole, and two crops
+    look = show_units(asked(KeepCount(40), tiled()), shown)
+    random, grids = np.random.default_rng(0), tokens_of(look.media)
+    count = len(grids.where)
+    embeds = random.normal(size=(count, 8)).astype(np.float32)
+    vision = replace(grids, embeds=embeds, saliency=random.random(count).astype(np.float32))
+    scores = random.dirichlet(np.ones(count)).astype(np.float32)
+    table = random.normal(size=(500, 8)).astype(np.float32)
+    selector = SELECTORS[name].make(Inputs(lambda vision, first: scores, lambda ids: table[ids]))
+
+    def choose(k: int) -> int:
+        first = first_layer(vision, scores)
+        return select(selector(look.prompt, vision, lambda: first), vision, KeepCount(k)).kept
+
+    if name in GRIDS:
+        with pytest.raises(RequestInvalid, match=f"'{name}' needs whole grids"):
+            choose(10)
+    else:
+        assert [choose(k) for k in (1, 10, 30, count)] == [1, 10, 30, count]

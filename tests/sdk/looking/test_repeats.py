@@ -111,3 +111,28 @@ def test_positions_that_differ_are_no_repeat() -> None:
     )
     asked = Asked(prompt_for(vision), (one, other), KeepRatio(0.5))
     assert Repeats(None).first(asked).encoded == 12
+
+
+def test_a_frame_that_comes_back_is_not_encoded_again() -> None:
+    frames = np.stack([np.arange(6), np.arange(6) + 10, np.arange(6)])
+    look = looked(film(frames))
+    assert look.encoded == 12
+    assert len({id(call) for call in look.media[0].calls}) == 2
+    assert packed(look).tolist() == frames.ravel().tolist()
+
+
+def test_two_equal_pictures_with_flat_areas_are_encoded_once() -> None:
+    one = film(FLAT)
+    call = dict(one.calls[0])
+    where = one.where + np.asarray([1, 0, 0, 0, 0, 0, 0], np.int32)
+    other = replace(one, calls=(call,), where=where, regions=(one.regions[0]._replace(picture=1),))
+    media = (one, other)
+    vision = VisionTokens(
+        np.zeros((12, 2), np.float32),
+        np.concatenate([shown.where for shown in media]),
+        tuple(region for shown in media for region in shown.regions),
+    )
+    look = Repeats(qwen2_vl.cut).first(Asked(prompt_for(vision), media, KeepRatio(0.5)))
+    assert look.encoded == 3
+    assert look.media[0].calls[0] is look.media[1].calls[0]
+    assert look.media[1].regions[0].picture == 1
