@@ -1,26 +1,28 @@
 """One scorer network from the labels: trained on one of two losses, and measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 
-from tokprune_export.agreement import Figures, attention_scores, measure
-from tokprune_export.answer_training import (
-    RECIPE,
-    Lesson,
-    Task,
-    lessons_of,
-    lost_answers,
-    train_on_answers,
-)
+from tokprune_export.agreement import Figures, Quality, attention_scores, measure, quality
+from tokprune_export.answer_training import COURSE, RECIPE, Task, glance_scores, train_on_answers
 from tokprune_export.decoder import TextModel
 from tokprune_export.division import Division
 from tokprune_export.label_cache import SHARD_LABELS, Label, LabelCache
+from tokprune_export.lessons import Lesson, lessons_of, lost_answers
 from tokprune_export.progress import Counting
-from tokprune_export.scorer_training import RECIPES, Pair, network_of, pair_of, predictions, train
+from tokprune_export.scorer_training import (
+    RECIPES,
+    Pair,
+    glance_of,
+    network_of,
+    pair_of,
+    predictions,
+    train,
+)
 from tokprune_export.scorers import Arch, Network, Scorer, Size
 
 Loss = Literal["relevance", "answers"]
@@ -33,6 +35,7 @@ class Fitted(NamedTuple):
     scorer: Scorer
     figures: Figures
     loss: Loss
+    glances: Quality | None  # of the held-out questions that have one
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Classroom:
     cache: LabelCache
     device: torch.device
     seed: int
+    glances: float  # share of the questions that are shown as a glance, in training on answers
 
     @cached_property
     def held(self) -> list[Lesson]:
@@ -73,12 +77,28 @@ class Classroom:
         run = self._on_answers if loss == "answers" else self._on_relevance
         run(network, arch, epochs)
         pairs = [self._pair(network, label) for label in self.division.held.labels]
-        row = self.measured(list(predictions(network, pairs)))
-        kinds = self.division.modalities
-        return Fitted(Scorer(network, arch, kinds, row.overall._asdict(), row.apart()), row, loss)
+        row, glances = self.measured(list(predictions(network, pairs))), self._glances(network)
+        metrics = row.overall._asdict()
+        if glances is not None:
+            metrics["glance_answers_lost"] = glances.answers_lost
+        scorer = Scorer(network, arch, self.division.modalities, metrics, row.apart())
+        return Fitted(scorer, row, loss, glances)
+
+    def _glances(self, network: Network) -> Quality | None:
+        """Say how good the scores are where a smaller look is all that was taken."""
+        seen = [(self._glance(network, lesson.label), lesson) for lesson in self.held]
+        both = [(pair, lesson) for pair, lesson in seen if pair is not None]
+        if not both:
+            return None
+        scores, lessons = glance_scores(network, both), [lesson for _, lesson in both]
+        lost = lost_answers(self.text, scores, lessons)
+        return quality(scores, [lesson.label for lesson in lessons], lost)
 
     def _pair(self, network: Network, label: Label) -> Pair:
         return pair_of(network, label, self.text.embeddings, self.device)
+
+    def _glance(self, network: Network, label: Label) -> Pair | None:
+        return glance_of(network, label, self.text.embeddings, self.device)
 
     def _on_relevance(self, network: Network, arch: Arch, epochs: int | None) -> None:
         def pairs(names: Sequence[str]) -> list[Pair]:
@@ -109,6 +129,7 @@ class Classroom:
                 recipe,
                 self.seed,
                 lambda loss, other: counting.advance(note=_note(loss, other)),
+                replace(COURSE, glances=self.glances),
             )
 
     def _tasks(self, network: Network, names: Sequence[str], what: str) -> list[Task]:
@@ -116,7 +137,8 @@ class Classroom:
         labels = self.labels(names)
         with Counting(what, len(labels)) as counting:
             for lesson in lessons_of(self.text, labels):
-                tasks.append(Task(self._pair(network, lesson.label), lesson))
+                label = lesson.label
+                tasks.append(Task(self._pair(network, label), lesson, self._glance(network, label)))
                 counting.advance()
         return tasks
 

@@ -14,8 +14,19 @@ from torch import Tensor
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 
-FORMAT, VERSION = "tokprune-labels", "2"
+FORMAT, VERSION = "tokprune-labels", "3"
 SHARD_LABELS = 256
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The same question where less is shown: the first of two looks (glances.py)."""
+
+    attention: Float16[Tensor, "a u m"]  # of the first layer; u is the whole prompt's
+    index: Int32[Tensor, "r rows columns"]
+    cells: Int32[Tensor, " m"]
+    embeds: Float16[Tensor, "m d"]
+    under: Int32[Tensor, " n"]  # the token that shows each one of the whole; -1: none
 
 
 @dataclass(frozen=True)
@@ -32,10 +43,12 @@ class Label:
     slots: Int64[Tensor, " n"]  # rows of the prompt that hold vision tokens
     answer: Int64[Tensor, " m"]  # that was explained; its end not included
     positions: Int64[Tensor, "p t"]  # rotary ids of prompt and answer
+    glance: Glance | None = None  # None: all is looked at once, or no smaller look is known
 
 
-_SHARED = "embeds"
-_PARTS = tuple(field.name for field in fields(Label) if field.name != _SHARED)
+_SHARED, _NESTED = "embeds", "glance"
+_PARTS = tuple(field.name for field in fields(Label) if field.name not in (_SHARED, _NESTED))
+_GLANCE = tuple(field.name for field in fields(Glance))
 
 
 class LabelCache:
@@ -69,7 +82,7 @@ class LabelCache:
                     f"{path} holds no labels that this version reads: delete it, or give another "
                     "--cache folder"
                 )
-            samples = {sample for sample, part in names if part in _PARTS}
+            samples = {sample for sample, part, *_ in names if part in _PARTS}
             self._shards |= dict.fromkeys(samples, path)
             self._wrong |= set(metadata["wrong"].split())
 
@@ -91,6 +104,12 @@ class LabelCache:
             for sample, label in self._pending.items()
             if label is not None
             for name in _PARTS
+        }
+        tensors |= {
+            f"{sample}.{_NESTED}.{name}": getattr(label.glance, name).contiguous()
+            for sample, label in self._pending.items()
+            if label is not None and label.glance is not None
+            for name in _GLANCE
         }
         wrong = [sample for sample, label in self._pending.items() if label is None]
         shown = {
@@ -129,9 +148,14 @@ class LabelCache:
                 shown = json.loads(file.metadata()["shown"])
                 digests = {shown[sample] for sample in members}
                 shared = {digest: file.get_tensor(f"{digest}.{_SHARED}") for digest in digests}
+                names = set(file.keys())
                 for sample in members:
                     parts = {name: file.get_tensor(f"{sample}.{name}") for name in _PARTS}
-                    labels[sample] = Label(**parts, embeds=shared[shown[sample]])
+                    glance = None
+                    if f"{sample}.{_NESTED}.{_GLANCE[0]}" in names:
+                        seen = {n: file.get_tensor(f"{sample}.{_NESTED}.{n}") for n in _GLANCE}
+                        glance = Glance(**seen)
+                    labels[sample] = Label(**parts, embeds=shared[shown[sample]], glance=glance)
         return labels
 
 

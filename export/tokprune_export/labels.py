@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from tokprune.types import KIND, PATCH, Array
 from tokprune_export.decoder import TextModel
 from tokprune_export.examples import Example
 from tokprune_export.explain import Trace, attention_rows, logits_at, relevance, trace
+from tokprune_export.glances import Glances
 from tokprune_export.label_cache import Label
 from tokprune_export.media import identity
 from tokprune_export.teacher import Asked, Teacher, ask_all, greedy
@@ -32,7 +34,7 @@ def label_all(
     teacher: Teacher, examples: Sequence[Example]
 ) -> Iterator[tuple[Example, Label | None]]:
     """Yield each example with its label, or None where the answer was wrong, in any order."""
-    per_token = activation_bytes(teacher.text)
+    per_token, glances = activation_bytes(teacher.text), Glances(teacher)
     asked = zip(examples, ask_all(teacher, examples), strict=True)
     for part in _waiting(asked):
         # The longest first: a batch has the length of its first, whatever comes after.
@@ -41,7 +43,18 @@ def label_all(
             count = max(1, BATCH_BYTES // (per_token * _length(waiting[0][1])))
             batch, waiting = waiting[:count], waiting[count:]
             labels = _label(teacher, [item for _, item in batch])
-            yield from zip((example for example, _ in batch), labels, strict=True)
+            yield from _with_glances(glances, batch, labels)
+
+
+def _with_glances(
+    glances: Glances, batch: Sequence[tuple[Example, Asked]], labels: Sequence[Label | None]
+) -> Iterator[tuple[Example, Label | None]]:
+    """Add what a smaller look shows of the questions that were answered rightly."""
+    for (example, item), label in zip(batch, labels, strict=True):
+        if label is None:
+            yield example, None
+        else:
+            yield example, replace(label, glance=glances.of(example, item))
 
 
 def _waiting(asked: Iterable[tuple[Example, Asked]]) -> Iterator[list[tuple[Example, Asked]]]:

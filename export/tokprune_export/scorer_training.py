@@ -19,7 +19,7 @@ from torch.nn import functional
 from tokprune.manifest import Modality
 from tokprune.types import Array
 from tokprune_export.agreement import target_of
-from tokprune_export.label_cache import Label
+from tokprune_export.label_cache import Glance, Label
 from tokprune_export.scorers import (
     NETWORKS,
     Arch,
@@ -144,19 +144,42 @@ def pair_of(
         table: the LLM's inputs of all token ids.
         device: where the network is.
     """
-    attention = label.attention.to(device, torch.float32)
+    return _pair(network, label, label, label.relevance, table, device)
+
+
+def glance_of(
+    network: Network, label: Label, table: Float[Tensor, "v d"], device: torch.device
+) -> Pair | None:
+    """Compute the same for the first of two looks; its tokens share the relevance under them."""
+    if label.glance is None:
+        return None
+    under = label.glance.under.long()
+    shared = label.relevance.new_zeros(len(label.glance.cells))
+    shared.index_add_(0, under[under >= 0], label.relevance[under >= 0])
+    return _pair(network, label, label.glance, shared, table, device)
+
+
+def _pair(
+    network: Network,
+    label: Label,
+    seen: Label | Glance,
+    relevance: Float32[Tensor, " n"],
+    table: Float[Tensor, "v d"],
+    device: torch.device,
+) -> Pair:
+    attention = seen.attention.to(device, torch.float32)
     features = network.features(attention, label.question.to(device))
     dtype = torch.float32 if isinstance(network, PaperScorer) else torch.float16
     read = isinstance(network, AskedScorer)
     words = table[label.ids[len(label.ids) - len(label.question) :].to(table.device)]
     return Pair(
         features=features.to(dtype),
-        embeds=label.embeds if read else label.embeds[:, :0],
+        embeds=seen.embeds if read else seen.embeds[:, :0],
         words=(words if read else words[:, :0]).detach().to(device, torch.float32),
         question=label.question.to(device),
-        index=label.index.to(device, torch.int64),
-        cells=label.cells.to(device, torch.int64),
-        target=target_of(label.relevance.to(device)),
+        index=seen.index.to(device, torch.int64),
+        cells=seen.cells.to(device, torch.int64),
+        target=target_of(relevance.to(device)),
     )
 
 

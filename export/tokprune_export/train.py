@@ -80,6 +80,10 @@ class TrainOptions:
     """Most passes over the labels (default: 15 for paper, 12 for grid and asked, 8 on answers).
     Training ends earlier where the loss on pictures and videos that it has not seen grows. The
     paper has about 100."""
+    glances: float = 1 / 3
+    """Share of the questions that are shown as the first of two looks shows them, where the family
+    has such a look (encode="coarse", encode="lazy"); the scorer learns to say where to look. Of
+    networks that learn from answers; 0: none."""
     seed: int = 0
     """Equal seeds give equal files on one machine's CPU."""
     cache: Path | None = None
@@ -164,6 +168,8 @@ def _check(options: TrainOptions) -> None:
     for name, value in (("--epochs", options.epochs), ("--limit", options.limit)):
         if value is not None and value < 1:
             raise RequestInvalid(f"Got {name} {value}; expected 1 or more")
+    if not 0 <= options.glances <= 1:
+        raise RequestInvalid(f"Got --glances {options.glances}; expected a share of 0 to 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RequestInvalid("Got --device cuda, but torch finds no CUDA device here: use cpu")
 
@@ -186,13 +192,14 @@ def _train(
     device = _device(options, Workers())
     text = open_text(checkpoint, device)
     size = size_of(checkpoint.text_config)
-    room = Classroom(text, size, division, cache, device, options.seed)
+    room = Classroom(text, size, division, cache, device, options.seed, options.glances)
     raw = room.attention()
     arches = tuple(LOSSES) if options.arch == "best" else (options.arch,)
     fitted = {arch: room.fit(arch, options.loss or LOSSES[arch], options.epochs) for arch in arches}
     rows = {arch: each.figures for arch, each in fitted.items()}
     ranked = sorted(arches, key=lambda arch: rows[arch].overall.answers_lost)
-    Console().print(_table({"attention": raw, **rows}, ranked[0], division))
+    looks = {name: each.glances for name, each in fitted.items() if each.glances is not None}
+    Console().print(_table({"attention": raw, **rows}, looks, ranked[0], division))
     for arch, path in zip(ranked, (options.output, options.other), strict=False):
         if path is not None:
             beside = {"attention": raw, **{name: rows[name] for name in rows if name != arch}}
@@ -218,10 +225,13 @@ def _facts(options: TrainOptions, checkpoint: Checkpoint, division: Division) ->
         "answered_wrongly": str(division.wrong),
         "seed": str(options.seed),
         "epochs": str(options.epochs or "default"),
+        "glances": f"{options.glances:.3g}",
     }
 
 
-def _table(rows: Mapping[str, Figures], shipped: str, division: Division) -> Table:
+def _table(
+    rows: Mapping[str, Figures], glances: Mapping[str, Quality], shipped: str, division: Division
+) -> Table:
     trained, held = len(division.training), len(division.held.labels)
     title = f"{trained} labels to train on; agreement with the oracle on {held} others"
     table = Table(title=title, title_justify="left", min_width=80)
@@ -237,6 +247,8 @@ def _table(rows: Mapping[str, Figures], shipped: str, division: Division) -> Tab
         add(name + (" (written)" if name == shipped else ""), row.overall)
         for kind, part in row.by_modality.items():
             add(f"  {part.samples:.0f} about {kind}s", part)
+        if name in glances:
+            add(f"  {glances[name].samples:.0f} by the first of two looks", glances[name])
     return table
 
 

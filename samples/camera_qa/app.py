@@ -59,8 +59,8 @@ class CameraPage:
     selector: str | None = None
     """How vision tokens are chosen; the bundle's default if not given."""
     encode: str = "full"
-    """What the vision encoder is shown at the beginning: full, lazy, lazy:2, coarse, repeats,
-    repeats:0.02 or auto; `tokprune ask --help` explains them."""
+    """What the vision encoder is shown at the beginning: full, lazy, lazy:2, coarse, coarse:2,
+    repeats, repeats:0.02 or auto; `tokprune ask --help` explains them."""
     max_new_tokens: int = 64
     """The longest answer, in tokens."""
     window: int = 1

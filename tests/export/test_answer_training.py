@@ -11,19 +11,15 @@ from tokprune.canvas import canvas
 from tokprune.scenes import suite, write
 from tokprune.types import KIND, PATCH
 from tokprune_export import answer_training
-from tokprune_export.answer_training import (
-    Task,
-    laid_out,
-    lessons_of,
-    lost_answers,
-    train_on_answers,
-)
+from tokprune_export import lessons as teaching
+from tokprune_export.answer_training import Task, train_on_answers
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.decoder import TextModel
 from tokprune_export.dimming import dimmed_hidden, kept_shares
 from tokprune_export.examples import read_examples
 from tokprune_export.label_cache import Label
 from tokprune_export.labels import label_all
+from tokprune_export.lessons import laid_out, lessons_of, lost_answers
 from tokprune_export.scorer_training import Recipe, network_of, pair_of, predictions
 from tokprune_export.scorers import Arch, Network, Size
 from tokprune_export.teacher import Teacher, open_teacher
@@ -204,7 +200,7 @@ def test_nothing_is_lost_where_every_token_is_kept(
     lost = lost_answers(teacher.text, scores, lessons)
     assert len(lost) == 5
     assert sum(lost) > 0.01
-    monkeypatch.setattr(answer_training, "CHECKED_AT", (1.0,))
+    monkeypatch.setattr(teaching, "CHECKED_AT", (1.0,))
     np.testing.assert_allclose(lost_answers(teacher.text, scores, lessons), 0, atol=1e-4)
 
 
@@ -226,7 +222,7 @@ def test_newlines_stay_whatever_is_kept() -> None:
     )
     patch = vision.where[:, KIND] == PATCH
     scores = np.arange(tokens, dtype=np.float32)
-    kept = answer_training._best(scores, label, 0.25).numpy()
+    kept = teaching._best(scores, label, 0.25).numpy()
     assert kept[~patch].all()
     assert kept[patch].sum() == np.ceil(0.25 * patch.sum())
     assert scores[patch][kept[patch] == 1].min() > scores[patch][kept[patch] == 0].max()

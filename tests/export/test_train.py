@@ -279,7 +279,8 @@ def test_questions_about_one_picture_keep_its_tokens_once(
     right = {name: label for name, label in labels.items() if label is not None}
     (shard,) = tmp_path.iterdir()
     with safe_open(shard, framework="pt") as file:
-        kept = [name for name in file.keys() if name.endswith(".embeds")]  # noqa: SIM118
+        names = list(file.keys())
+    kept = [name for name in names if name.endswith(".embeds") and ".glance." not in name]
     assert 1 < len(kept) < len(right) / 2
     for name, label in LabelCache(tmp_path).read(right).items():
         assert torch.equal(label.embeds, right[name].embeds)

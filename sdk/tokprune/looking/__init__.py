@@ -10,16 +10,17 @@
 A `Following` in the place of a name keeps what it saw from one picture of a stream to the next.
 """
 
-from tokprune.looking.coarse import Small
+from tokprune.looking.coarse import Small, below
 from tokprune.looking.following import Following
 from tokprune.looking.lazy import Lazy
-from tokprune.looking.look import FULL, Asked, Look, Looking
+from tokprune.looking.look import FULL, Asked, Look, Looking, showing
 from tokprune.looking.ways import (
     ENCODES,
     NO_WAYS,
     Encode,
     Way,
     Ways,
+    crops_left,
     looking_of,
     stream_way,
     way_of,
@@ -38,7 +39,10 @@ __all__ = [
     "Small",
     "Way",
     "Ways",
+    "below",
+    "crops_left",
     "looking_of",
+    "showing",
     "stream_way",
     "way_of",
 ]

@@ -30,6 +30,9 @@ from tokprune.types import (
     VisionTokens,
 )
 
+NOWHERE = -1
+TIMES = 1.0  # tokens that are encoded in full for each that is kept
+
 
 class Small(NamedTuple):
     """The same media at half their size, and a prompt that shows them instead."""
@@ -40,10 +43,18 @@ class Small(NamedTuple):
 
 @dataclass(frozen=True)
 class Coarse:
-    """Encode a small picture, and of the large one what the question needs."""
+    """Encode a small picture, and of the large one what the question needs.
+
+    Attributes:
+        small: makes the same request about the small pictures.
+        cut: shows some tokens' pixels alone.
+        times: tokens that are encoded in full for each that is kept: of more than one, the second
+            look chooses again, and each has more of its surroundings.
+    """
 
     small: Callable[[], Small]
     cut: Cut
+    times: float = TIMES
 
     def first(self, asked: Asked) -> Look:
         """Return the small pictures."""
@@ -51,9 +62,8 @@ class Coarse:
             return whole(asked, "the budget keeps everything")
         small = self.small()
         count = len(small.prompt.slots)
-        kept = _kept(asked)
-        if count + kept >= asked.total:
-            return whole(asked, "the pictures are too small to be looked at twice")
+        if count + self._shown(asked) >= asked.total:
+            return whole(asked, "two looks would encode no less than one at everything")
         budget = KeepCount(count)
         return Look(small.prompt, small.media, None, budget, count, last=False)
 
@@ -63,9 +73,8 @@ class Coarse:
         """Return the places in full that the small picture's best tokens show."""
         if looks[-1].last:
             return None
-        kept = _kept(asked)
         under = below(asked.media, vision)
-        places = _chosen(ranking, under, kept)
+        places = _chosen(ranking, under, self._shown(asked))
         reason = (
             f"{len(places)} of {asked.total} tokens in full, where half the size shows what matters"
         )
@@ -74,23 +83,30 @@ class Coarse:
             look if ranking.scores is None else replace(look, worth=_shared(ranking.scores, under))
         )
 
-
-def _kept(asked: Asked) -> int:
-    """Return how many tokens to encode in full."""
-    if isinstance(asked.budget, (KeepRatio, KeepCount)):
-        return asked.budget.plan(asked.total).keep
-    raise RequestInvalid(
-        "encode='coarse' encodes what is kept, so the budget must say how much before: give a "
-        "share or a count, or encode='full'"
-    )
+    def _shown(self, asked: Asked) -> int:
+        """Return how many tokens to encode in full."""
+        if isinstance(asked.budget, (KeepRatio, KeepCount)):
+            return min(ceil(self.times * asked.budget.plan(asked.total).keep), asked.total)
+        raise RequestInvalid(
+            "encode='coarse' encodes what is kept, so the budget must say how much before: give a "
+            "share or a count, or encode='full'"
+        )
 
 
 def below(media: Sequence[Prepared], vision: VisionTokens) -> Int64[Array, " n"]:
-    """Return the token of the small pictures that shows each token of the whole ones."""
+    """Return the token of a first look that shows the place of each token of the whole pictures.
+
+    Args:
+        media: the whole pictures and videos.
+        vision: what was looked at: they at half their size, or without their crops.
+
+    Returns:
+        The tokens' numbers; -1 for newlines, which show no place.
+    """
     found: list[Array] = []
     grids = {(region.picture, region.frame): _grid(vision, region) for region in vision.regions}
     for shown in media:
-        mine = np.zeros(len(shown.where), np.int64)
+        mine = np.full(len(shown.where), NOWHERE, np.int64)
         for region in shown.regions:
             inside = members(shown.where, region)
             grid = grids[region.picture, region.frame]

@@ -1,12 +1,12 @@
 """Ways to look by name, and which of them a family has."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from tokprune.errors import RequestInvalid, unknown
-from tokprune.looking.coarse import Coarse, Small
+from tokprune.looking.coarse import TIMES, Coarse, Small
 from tokprune.looking.following import Follow, Following
 from tokprune.looking.lazy import Lazy, left_for_later
 from tokprune.looking.look import FULL, Asked, Looking
@@ -38,11 +38,12 @@ NO_WAYS = Ways()
 
 
 class Way(NamedTuple):
-    """A way to look as it was asked for: "lazy", "lazy:2", "repeats:0.02", or a `Following`."""
+    """A way to look as it was asked for: "lazy", "lazy:2", "coarse:2", or a `Following`."""
 
     name: Encode | Literal["follow"]
     most: int | None = None  # of lazy: crops and frames of the second look
     tau: float = 0.0  # of repeats
+    times: float = TIMES  # of coarse: tokens encoded in full for each that is kept
     follow: Following | None = None
 
 
@@ -61,11 +62,14 @@ def way_of(given: str | Following) -> Way:
         return Way(name)
     if name == "lazy" and re.fullmatch(r"[1-9]\d{0,5}", number):
         return Way(name, most=int(number))
+    if name == "coarse" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) >= 1:
+        return Way(name, times=float(number))
     if name == "repeats" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) <= _LARGEST_TAU:
         return Way(name, tau=float(number))
     raise RequestInvalid(
         f"Got encode={given!r}; expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and "
-        "frames of the second look), or 'repeats:0.02' (by how much pixels may differ)"
+        "frames of the second look), or 'coarse:2' (tokens encoded in full for each that is kept), "
+        "or 'repeats:0.02' (by how much pixels may differ)"
     )
 
 
@@ -118,7 +122,7 @@ def looking_of(
         case "coarse":
             assert ways.cut is not None
             assert small is not None
-            return "coarse", Coarse(small, ways.cut)
+            return "coarse", Coarse(small, ways.cut, way.times)
         case _:
             return _auto(asked, scores=scores)
 
@@ -128,8 +132,12 @@ def _auto(asked: Asked, *, scores: bool) -> tuple[str, Looking]:
 
     Frames that are skipped take what happened in them along: whoever can do without asks for it.
     """
-    if scores and asked.media:
-        units = units_of(asked.media)
-        if (left_for_later(units) & (units.tile != WHOLE)).any():
-            return "lazy", Lazy()
+    if scores and asked.media and crops_left(asked.media):
+        return "lazy", Lazy()
     return "full", FULL
+
+
+def crops_left(media: Sequence[Prepared]) -> bool:
+    """Tell whether a lazy first look leaves crops for later."""
+    units = units_of(media)
+    return bool((left_for_later(units) & (units.tile != WHOLE)).any())

@@ -23,10 +23,12 @@ def tokens_of(media: tuple[Prepared, ...]) -> VisionTokens:
     return VisionTokens(np.ones((len(where), 2), np.float32), where, regions)
 
 
-def request(budget: KeepRatio | KeepCount | KeepMass, *media: Medium) -> tuple[Coarse, Asked]:
+def request(
+    budget: KeepRatio | KeepCount | KeepMass, *media: Medium, times: float = 1.0
+) -> tuple[Coarse, Asked]:
     small = prepare(media, halved=True)
     given = Asked(prompt_for(tokens_of(prepare(media))), prepare(media), budget)
-    return Coarse(lambda: Small(prompt_for(tokens_of(small)), small), qwen2_vl.cut), given
+    return Coarse(lambda: Small(prompt_for(tokens_of(small)), small), qwen2_vl.cut, times), given
 
 
 def noise(rows: int, columns: int) -> Array:
@@ -87,12 +89,23 @@ def test_as_many_as_the_budget_says_are_encoded(count: int) -> None:
     vision = tokens_of(first.media)
     if len(vision.where) + count >= 63:
         assert first.places is None
-        assert "too small" in first.reason
+        assert "no less than one" in first.reason
         return
     scores = np.random.default_rng(1).random(len(vision.where))
     second = coarse.next(asked, [first], vision, by(scores))
     assert second is not None
     assert second.encoded == count == len(second.places if second.places is not None else ())
+
+
+def test_more_than_is_kept_may_be_encoded_and_the_second_look_chooses() -> None:
+    coarse, asked = request(KeepCount(7), noise(8, 8), times=2.5)
+    first = coarse.first(asked)
+    vision = tokens_of(first.media)
+    second = coarse.next(asked, [first], vision, by(np.arange(len(vision.where))))
+    assert second is not None
+    assert (second.encoded, second.budget) == (18, KeepCount(7))
+    coarse, asked = request(KeepCount(40), noise(8, 8), times=2.0)
+    assert coarse.first(asked).places is None, "all of it would be encoded, and the small one too"
 
 
 def test_frames_of_a_video_are_cut_one_by_one() -> None:
