@@ -38,8 +38,11 @@ class Options:
     seed: int = 0
     """Of the networks."""
     size: float = 1.0
-    """How many times as many questions. For lack of time, VILA1.5's scorer was made with 0.7 and
-    six epochs, LLaVA-OneVision's with five."""
+    """How many times as many questions. VILA1.5's scorer was made with 1.8: it was trained on no
+    videos, so that there are fewer."""
+    epochs: int | None = None
+    """Most passes over the labels, if not tokprune-train's own. Qwen2-VL's scorer was made with 10:
+    it learns from glances too."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
@@ -100,7 +103,8 @@ def train(options: Options, questions: Path, target: Path, arch: str) -> None:
     command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
     given = (str(questions / "data.jsonl"), str(target), "--scorer-arch", arch)
     cache = ("--cache", str(options.work / "labels"), "--seed", str(options.seed))
-    subprocess.run([*command, *given, *cache], check=True)
+    epochs = () if options.epochs is None or arch == "paper" else ("--epochs", str(options.epochs))
+    subprocess.run([*command, *given, *cache, *epochs], check=True)
 
 
 if __name__ == "__main__":

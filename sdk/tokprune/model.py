@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple, TypeAlias, cast
 
 from tokenizers import Tokenizer
@@ -77,6 +78,7 @@ class Model:
         if halved is None or not media:
             return None
 
+        @cache  # a budget in time asks before it is looked at
         def made() -> Small:
             prepared = halved(media)
             return Small(self.prompt(conversation, prepared), prepared)

@@ -24,7 +24,7 @@ from rich.progress import track
 
 import tokprune
 from tokprune.scenes.drawing import draw
-from tokprune.scenes.scene import Scene, make_scene
+from tokprune.scenes.scene import make_scene
 from tokprune.types import Array
 
 SIDE = 14  # vision tokens
@@ -73,13 +73,9 @@ def streams(options: Options) -> Iterator[tuple[str, int, list[UInt8[Array, "h w
         before = replace(whole, things=tuple(t for t in whole.things if t not in same))
         appears = rng.randrange(options.frames // 4, options.frames * 3 // 4)
         noise = np.random.default_rng(number)
-        drawn: dict[bool, UInt8[Array, "h w 3"]] = {False: _drawn(before), True: _drawn(whole)}
+        drawn: dict[bool, UInt8[Array, "h w 3"]] = {False: draw(before), True: draw(whole)}
         frames = [_noisy(drawn[frame >= appears], noise) for frame in range(options.frames)]
         yield f"is there a {thing.color} {thing.shape}?", appears, frames
-
-
-def _drawn(scene: Scene) -> UInt8[Array, "h w 3"]:
-    return draw(scene)
 
 
 def _noisy(picture: UInt8[Array, "h w 3"], noise: np.random.Generator) -> UInt8[Array, "h w 3"]:
@@ -111,7 +107,7 @@ def main() -> None:
                             round(sum(times.values()) - times["wait"] - times["decode"], 2),
                         )
                     )
-    result = {**machine(), "note": options.note, "options": _plain(options), **summary(seen)}
+    result = {**machine(), "note": options.note, "options": _told(options), **summary(seen)}
     path = options.output / "encode-stream.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
@@ -119,9 +115,10 @@ def main() -> None:
     Console().print(text, markup=False, soft_wrap=True)
 
 
-def _plain(options: Options) -> dict[str, Any]:
-    given = asdict(options)
-    return {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+def _told(options: Options) -> dict[str, Any]:
+    """Return what another run must be given; folders are each machine's own."""
+    given = asdict(options) | {"bundle": options.bundle.name}
+    return {name: value for name, value in given.items() if name not in ("output", "note")}
 
 
 def summary(seen: Sequence[Seen]) -> dict[str, Any]:

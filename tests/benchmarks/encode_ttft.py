@@ -4,7 +4,8 @@
 
 writes docs/results/encode-ttft.json and encode-ttft.md: checkpoints of the published sizes with
 random weights, on one thread, the ways to look interleaved. Times are the process's processor time,
-which other programs change little. Accuracy is no part of it: see encode.py.
+which other programs change little. Accuracy is no part of it: docs/encode.md has that of the demo
+VLMs, from scenes.py.
 """
 
 import json
@@ -54,7 +55,7 @@ MODELS: dict[str, Model] = {
         real_checkpoints.write_qwen2_vl,
         (1064, 1092),  # 38 x 39 vision tokens
         (371,),
-        ("full", "coarse"),
+        ("full", "coarse:1", "coarse"),
         {("coarse", 371): 2.0},
     ),
 }

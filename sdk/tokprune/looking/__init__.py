@@ -10,10 +10,10 @@
 A `Following` in the place of a name keeps what it saw from one picture of a stream to the next.
 """
 
-from tokprune.looking.coarse import Small, below
+from tokprune.looking.coarse import Coarse, Small, below, frames_in
 from tokprune.looking.following import Following
 from tokprune.looking.lazy import Lazy
-from tokprune.looking.look import FULL, Asked, Look, Looking, showing
+from tokprune.looking.look import FULL, Asked, Full, Look, Looking, showing
 from tokprune.looking.ways import (
     ENCODES,
     NO_WAYS,
@@ -31,8 +31,10 @@ __all__ = [
     "FULL",
     "NO_WAYS",
     "Asked",
+    "Coarse",
     "Encode",
     "Following",
+    "Full",
     "Lazy",
     "Look",
     "Looking",
@@ -41,6 +43,7 @@ __all__ = [
     "Ways",
     "below",
     "crops_left",
+    "frames_in",
     "looking_of",
     "showing",
     "stream_way",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from tokprune.budgets import KeepCount, KeepRatio
+from tokprune.budgets import Auto, Budget, Deadline, KeepCount, KeepMass, KeepRatio, floor_of
 from tokprune.canvas import members
 from tokprune.errors import RequestInvalid
 from tokprune.looking.look import Asked, Look, keeps_everything, whole
@@ -50,11 +50,14 @@ class Coarse:
         cut: shows some tokens' pixels alone.
         times: tokens that are encoded in full for each that is kept: of more than one, the second
             look chooses again, and each has more of its surroundings.
+        room: of the fewest and the most tokens that may be encoded in full, how many there is time
+            for; None where time is no matter.
     """
 
     small: Callable[[], Small]
     cut: Cut
     times: float = TIMES
+    room: Callable[[int, int], int] | None = None
 
     def first(self, asked: Asked) -> Look:
         """Return the small pictures."""
@@ -62,7 +65,7 @@ class Coarse:
             return whole(asked, "the budget keeps everything")
         small = self.small()
         count = len(small.prompt.slots)
-        if count + self._shown(asked) >= asked.total:
+        if count + self.fewest(asked) >= asked.total:
             return whole(asked, "two looks would encode no less than one at everything")
         budget = KeepCount(count)
         return Look(small.prompt, small.media, None, budget, count, last=False)
@@ -74,23 +77,71 @@ class Coarse:
         if looks[-1].last:
             return None
         under = below(asked.media, vision)
-        places = _chosen(ranking, under, self._shown(asked))
+        places = _chosen(ranking, under, self._count(asked, ranking, under))
         reason = (
             f"{len(places)} of {asked.total} tokens in full, where half the size shows what matters"
         )
         look = show_tokens(asked, places, self.cut, reason=reason)
-        return (
-            look if ranking.scores is None else replace(look, worth=_shared(ranking.scores, under))
-        )
+        worth = None if ranking.scores is None else _shared(ranking.scores, under)
+        return replace(look, worth=worth, budget=self._closer(look.budget, len(places)))
 
-    def _shown(self, asked: Asked) -> int:
+    def fewest(self, asked: Asked) -> int:
+        """Return how many tokens are encoded in full, or the fewest where scores or time decide."""
+        budget = asked.budget
+        if isinstance(budget, (KeepRatio, KeepCount)):
+            kept = budget.plan(asked.total).keep
+        else:
+            kept = floor_of(budget, len(frames_in(asked)), asked.total)
+        return min(ceil(self.times * kept), asked.total)
+
+    def _count(self, asked: Asked, ranking: Ranking, under: Int64[Array, " n"]) -> int:
         """Return how many tokens to encode in full."""
-        if isinstance(asked.budget, (KeepRatio, KeepCount)):
-            return min(ceil(self.times * asked.budget.plan(asked.total).keep), asked.total)
+        budget, fewest = asked.budget, self.fewest(asked)
+        match budget:
+            case KeepRatio() | KeepCount():
+                return fewest
+            case Deadline():
+                wanted = asked.total
+            case KeepMass() | Auto():
+                wanted = _holding(budget.p, ranking, under)
+        if isinstance(budget, KeepMass) and budget.cap is not None:
+            wanted = min(wanted, budget.cap)
+        wanted = max(fewest, min(ceil(self.times * wanted), asked.total))
+        return wanted if self.room is None else self.room(fewest, wanted)
+
+    def _closer(self, budget: Budget, shown: int) -> Budget:
+        """Return the budget of the second look, where the first one's scores have chosen."""
+        if self.times > 1:
+            return budget
+        match budget:
+            case KeepMass():
+                return KeepCount(shown)
+            case Auto():  # time may be shorter than it seemed
+                return Deadline(budget.ttft_ms, best_effort=budget.best_effort)
+            case _:
+                return budget
+
+
+def frames_in(asked: Asked) -> set[tuple[int, int]]:
+    """Return the pictures and frames that were asked about."""
+    return {(region.picture, region.frame) for shown in asked.media for region in shown.regions}
+
+
+def _holding(p: float, ranking: Ranking, under: Int64[Array, " n"]) -> int:
+    """Return how many tokens lie under the fewest small ones that hold share `p` of the scores."""
+    if ranking.scores is None:
         raise RequestInvalid(
-            "encode='coarse' encodes what is kept, so the budget must say how much before: give a "
-            "share or a count, or encode='full'"
+            "encode='coarse' with a budget of relevance needs a selector that scores vision "
+            "tokens: take relevance-spread or attention-spread, or give a share or a count"
         )
+    scores: Array = np.maximum(ranking.scores.astype(np.float64), 0.0)
+    if not scores.any():
+        return len(under)
+    order = np.argsort(-scores, kind="stable")
+    held: Array = np.cumsum(scores[order])
+    enough = int(np.searchsorted(held, p * held[-1] * (1 - 1e-9))) + 1
+    lying: Int64[Array, " m"] = np.bincount(under, minlength=len(scores))
+    return int(lying[order[:enough]].sum())
 
 
 def below(media: Sequence[Prepared], vision: VisionTokens) -> Int64[Array, " n"]:

@@ -102,9 +102,11 @@ class Looking(Protocol):
 class Full:
     """One look at everything."""
 
+    reason: str = ""  # why, where another way was asked for
+
     def first(self, asked: Asked) -> Look:
         """Return the whole pictures."""
-        return whole(asked)
+        return whole(asked, self.reason)
 
     def next(
         self, asked: Asked, looks: Sequence[Look], vision: VisionTokens, ranking: Ranking

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+from tokprune.budgets import Auto, Deadline
 from tokprune.errors import RequestInvalid, unknown
 from tokprune.looking.coarse import TIMES, Coarse, Small
 from tokprune.looking.following import Follow, Following
@@ -124,16 +125,21 @@ def looking_of(
             assert small is not None
             return "coarse", Coarse(small, ways.cut, way.times)
         case _:
-            return _auto(asked, scores=scores)
+            return _auto(ways, small, asked, scores=scores)
 
 
-def _auto(asked: Asked, *, scores: bool) -> tuple[str, Looking]:
-    """Return lazily for crops, else everything.
+def _auto(
+    ways: Ways, small: Callable[[], Small] | None, asked: Asked, *, scores: bool
+) -> tuple[str, Looking]:
+    """Return lazily for crops; coarse where time is short, which forecasts tell; else everything.
 
     Frames that are skipped take what happened in them along: whoever can do without asks for it.
     """
     if scores and asked.media and crops_left(asked.media):
         return "lazy", Lazy()
+    timed = isinstance(asked.budget, (Deadline, Auto))
+    if timed and ways.cut is not None and small is not None:
+        return "coarse", Coarse(small, ways.cut)
     return "full", FULL
 
 

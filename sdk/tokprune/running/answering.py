@@ -71,11 +71,11 @@ def answer(
     encoder = CachedEncoder(GuardedGraph(model.vision.graph, control), state.vision_cache)
     reused: list[int] = []
     llm = _llm(model, task, Access(control, state.kv, task.owner, reused.append))
-    way, looking = looking_for(model, task)
-    sizes, clock, looking = planned(task, way, looking, encoder, state.latency, watch)
-    pipeline = _pipeline(model, task, encoder, control, watch, llm, clock)
+    plan = planned(task, *looking_for(model, task), encoder, state.latency, watch)
+    way, sizes = plan.way, plan.sizes
+    pipeline = _pipeline(model, task, encoder, control, watch, llm, plan.clock)
     try:
-        flow = replace(pipeline, looking=TimedLooking(looking, watch)).answer(task.asked)
+        flow = replace(pipeline, looking=TimedLooking(plan.looking, watch)).answer(task.asked)
     except BudgetImpossible:  # what ran tells why
         state.latency.learn(sizes, 0, watch.timings_ms)
         raise

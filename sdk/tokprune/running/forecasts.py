@@ -3,13 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import ceil
+from typing import NamedTuple
 
-from tokprune.budgets import Auto, Budget, Deadline
-from tokprune.looking import Lazy, Looking
+from tokprune.budgets import Auto, Budget, Deadline, floor_of
+from tokprune.looking import Coarse, Full, Lazy, Looking, frames_in, way_of
 from tokprune.running.task import Task
 from tokprune.stopwatch import Stopwatch
-from tokprune.timing.latency import Latency
-from tokprune.timing.plans import Clock, Timing, units_in_time
+from tokprune.timing.latency import Latency, impossible
+from tokprune.timing.plans import (
+    Clock,
+    Encoding,
+    Timing,
+    encoded_ms,
+    tokens_in_time,
+    units_in_time,
+)
 from tokprune.timing.request_sizes import Sizes, sizes_of
 from tokprune.types import Prepared
 from tokprune.vision_cache import CachedEncoder
@@ -65,6 +74,15 @@ def learnable(timings_ms: Mapping[str, float], reused: Sequence[int]) -> dict[st
     return {stage: ms for stage, ms in timings_ms.items() if stage != "prefill" or whole}
 
 
+class Planned(NamedTuple):
+    """How a request will be looked at, and what is known of its cost."""
+
+    way: str
+    looking: Looking
+    sizes: Sizes  # where more than one look is taken, those of the first
+    clock: Clock | None  # which follows the others
+
+
 def planned(
     task: Task,
     way: str,
@@ -72,17 +90,65 @@ def planned(
     encoder: CachedEncoder,
     latency: Latency,
     watch: Stopwatch,
-) -> tuple[Sizes, Clock | None, Looking]:
-    """Return the request's sizes, its clock, and a way to look that minds it.
+) -> Planned:
+    """Plan a request whose budget may be one in time.
 
-    Where more than one look is taken, sizes are those of the first; the clock follows the others.
+    Raises:
+        BudgetImpossible: time is too short, whatever is left out.
+        NotCalibrated: nobody measured how fast this device is.
     """
     timed = isinstance(task.budget, (Deadline, Auto))
+    if isinstance(looking, Coarse) and timed:
+        return _coarse(task, way, looking, encoder, latency, watch)
     if way == "full" or not timed:
         sizes = request_sizes(task, encoder, task.media)
-        return sizes, clock_of(task.budget, sizes, latency, watch, None), looking
+        return Planned(way, looking, sizes, clock_of(task.budget, sizes, latency, watch, None))
     sizes = request_sizes(task, encoder, looking.first(task.asked).media)
     clock = clock_of(task.budget, sizes, latency, watch, encoder)
     if isinstance(looking, Lazy) and clock is not None:
         looking = replace(looking, room=partial(units_in_time, task.budget, clock))
-    return sizes, clock, looking
+    return Planned(way, looking, sizes, clock)
+
+
+def _coarse(
+    task: Task,
+    way: str,
+    looking: Coarse,
+    encoder: CachedEncoder,
+    latency: Latency,
+    watch: Stopwatch,
+) -> Planned:
+    """Look at everything where that leaves time to keep as many, else at half the size first."""
+    budget, asked = task.budget, task.asked
+    assert isinstance(budget, (Deadline, Auto))
+    sizes = request_sizes(task, encoder, task.media)
+    elapsed_ms = watch.elapsed_ms()
+    whole = latency.forecast(sizes)
+    total, floor = asked.total, floor_of(budget, sizes.frames, asked.total)
+    kept = whole.cap(budget.ttft_ms, elapsed_ms + whole.before_ms, {}, total)
+    first = looking.first(asked)
+    small = sizes_of(first.prompt, first.media)
+    coarse = latency.forecast(small)
+    pixels = sum(call["pixel_values"].size for shown in asked.media for call in shown.calls)
+    encoding = Encoding(ceil(pixels / total), len(frames_in(asked)), looking.times)
+
+    def room(clock: Clock, fewest: int, wanted: int) -> int:
+        return tokens_in_time(budget, clock, encoding, fewest, wanted)
+
+    before_ms = elapsed_ms + coarse.before_ms
+    fewest = looking.fewest(asked)
+    fits = room(lambda: Timing(coarse, before_ms, {}), fewest, total)
+    auto = way_of(task.options.encode).name == "auto"  # which looks twice where it must
+    if kept >= floor and (auto or kept * looking.times >= fits):
+        clock = clock_of(budget, sizes, latency, watch, None)
+        reason = "" if auto else "there is time to look at everything"
+        return Planned("full" if auto else way, Full(reason), sizes, clock)
+    encode_ms, rest = encoded_ms(coarse, encoding, fewest, {})
+    if before_ms + encode_ms + rest.p50_ms > budget.ttft_ms and not budget.best_effort:
+        raise impossible(budget, floor, before_ms + encode_ms, rest)
+
+    def clock_now() -> Timing:
+        known = replace(small, patches=tuple(encoder.ran))
+        return Timing(replace(coarse, sizes=known), watch.elapsed_ms(), dict(watch.timings_ms))
+
+    return Planned(way, replace(looking, room=partial(room, clock_now)), small, clock_now)

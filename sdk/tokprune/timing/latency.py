@@ -76,6 +76,11 @@ class Forecast:
             plain = curve.ms(stage_size(stage, self.sizes, kept))
         return plain * exp(self.levels[stage])
 
+    @property
+    def before_ms(self) -> float:
+        """The expected time of all stages before selection."""
+        return sum(self.stage_ms(stage, 0) for stage in _BEFORE)
+
     def unit_ms(self, pixels: int) -> float:
         """Return the expected time of encoding one more tile or frame of so many values."""
         return self.curves["vision"].ms(pixels) * exp(self.levels["vision"])

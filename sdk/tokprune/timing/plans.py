@@ -1,6 +1,7 @@
 """Budgets that depend on scores or on time, applied to one question."""
 
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from tokprune.budgets import (
     frames_of,
 )
 from tokprune.errors import NotCalibrated, RequestInvalid
-from tokprune.timing.latency import Forecast, impossible
+from tokprune.timing.latency import Forecast, Quantiles, impossible
 from tokprune.types import Array, Ranking, Scores, VisionTokens
 
 
@@ -140,6 +141,56 @@ def units_in_time(
         if elapsed_ms + again_ms + encode_ms + rest.p95_ms <= budget.ttft_ms:
             return count
     return 0
+
+
+class Encoding(NamedTuple):
+    """What it takes to encode some tokens of pictures in full."""
+
+    pixels: int  # values that the encoder is fed of a token
+    calls: int  # of the encoder: one for each frame
+    times: float  # tokens that are encoded for each that is kept; more than one are ranked again
+
+
+def tokens_in_time(
+    budget: Budget, clock: Clock, encoding: Encoding, least: int, wanted: int
+) -> int:
+    """Return how many tokens there is time to encode in full, and to prefill those kept of.
+
+    Args:
+        budget: a budget in time.
+        clock: tells where the request stands.
+        encoding: what it takes.
+        least: the fewest, whether there is time or not.
+        wanted: the most.
+    """
+    if not isinstance(budget, (Deadline, Auto)):
+        return wanted
+    now = clock()
+    fits, exceeds = min(least, wanted), wanted + 1
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        encode_ms, rest = encoded_ms(now.forecast, encoding, middle, now.so_far_ms)
+        late = now.elapsed_ms + encode_ms + rest.p95_ms > budget.ttft_ms
+        fits, exceeds = (fits, middle) if late else (middle, exceeds)
+    return fits
+
+
+def encoded_ms(
+    forecast: Forecast, encoding: Encoding, tokens: int, so_far_ms: Mapping[str, float]
+) -> tuple[float, Quantiles]:
+    """Return what it takes to encode tokens, and what follows that.
+
+    Args:
+        forecast: of the request.
+        encoding: what it takes.
+        tokens: that are encoded.
+        so_far_ms: timings of this request's stages that have run.
+    """
+    pixels = ceil(tokens / encoding.calls) * encoding.pixels
+    encode_ms = encoding.calls * forecast.unit_ms(pixels)
+    if encoding.times > 1:
+        encode_ms += forecast.stage_ms("first_layer", 0) + forecast.stage_ms("scorer", 0)
+    return encode_ms, forecast.rest_ms(ceil(tokens / encoding.times), so_far_ms)
 
 
 def _capped(total: int, floor: int, cap: int | None, need: int) -> Plan:

@@ -1,12 +1,14 @@
 """Half the size first, then what matters in full."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 from grids import prompt_for
 
-from tokprune import Clip, KeepCount, KeepMass, KeepRatio, RequestInvalid
+from tokprune import Auto, Clip, Deadline, KeepCount, KeepMass, KeepRatio, RequestInvalid
+from tokprune.budgets import Budget
 from tokprune.families import Span, qwen2_vl
 from tokprune.looking import Asked, Small
 from tokprune.looking.coarse import Coarse, below
@@ -23,9 +25,7 @@ def tokens_of(media: tuple[Prepared, ...]) -> VisionTokens:
     return VisionTokens(np.ones((len(where), 2), np.float32), where, regions)
 
 
-def request(
-    budget: KeepRatio | KeepCount | KeepMass, *media: Medium, times: float = 1.0
-) -> tuple[Coarse, Asked]:
+def request(budget: Budget, *media: Medium, times: float = 1.0) -> tuple[Coarse, Asked]:
     small = prepare(media, halved=True)
     given = Asked(prompt_for(tokens_of(prepare(media))), prepare(media), budget)
     return Coarse(lambda: Small(prompt_for(tokens_of(small)), small), qwen2_vl.cut, times), given
@@ -134,10 +134,43 @@ def test_two_pictures_are_cut_each_by_itself_and_one_may_be_left_out() -> None:
     assert len(second.media) == 1
 
 
-def test_a_budget_that_says_no_number_is_refused() -> None:
-    coarse, asked = request(KeepMass(0.9), noise(8, 8))
-    with pytest.raises(RequestInvalid, match="give a share or a count"):
-        coarse.first(asked)
+def test_a_budget_of_relevance_encodes_what_lies_under_the_tokens_that_hold_it() -> None:
+    coarse, asked = request(KeepMass(0.9, floor=4), noise(8, 8))
+    first = coarse.first(asked)
+    scores = np.zeros(16)
+    scores[[5, 10, 0]] = 6, 3.5, 0.5
+    vision = tokens_of(first.media)
+    second = coarse.next(asked, [first], vision, by(scores))
+    assert second is not None
+    assert second.places is not None
+    assert second.places.tolist() == [18, 19, 26, 27, 36, 37, 44, 45]
+    assert second.budget == KeepCount(8)
+    capped, asked = request(KeepMass(0.9, floor=4, cap=6), noise(8, 8))
+    cut = capped.next(asked, [first], vision, by(scores))
+    assert cut is not None
+    assert cut.encoded == 6
+    with pytest.raises(RequestInvalid, match="needs a selector that scores"):
+        coarse.next(asked, [first], vision, Ranked(lambda k: np.arange(k), None))
+
+
+def test_time_decides_how_many_are_encoded_between_floor_and_what_is_wanted() -> None:
+    asked_for: list[tuple[int, int]] = []
+
+    def room(fewest: int, wanted: int) -> int:
+        asked_for.append((fewest, wanted))
+        return 24
+
+    scores = np.linspace(1, 2, 16)
+    for budget, wanted, closer in (
+        (Deadline(300), 64, Deadline(300)),
+        (Auto(300, p=0.5, floor=4), 28, Deadline(300)),
+    ):
+        coarse, asked = request(budget, noise(8, 8))
+        first = coarse.first(asked)
+        second = replace(coarse, room=room).next(asked, [first], tokens_of(first.media), by(scores))
+        assert second is not None
+        assert (second.encoded, second.budget) == (24, closer)
+        assert asked_for.pop() == (16 if isinstance(budget, Deadline) else 4, wanted)
 
 
 def test_a_budget_that_keeps_everything_is_one_look() -> None:
