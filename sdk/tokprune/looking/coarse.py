@@ -139,7 +139,8 @@ def _holding(p: float, ranking: Ranking, under: Int64[Array, " n"]) -> int:
         return len(under)
     order = np.argsort(-scores, kind="stable")
     held: Array = np.cumsum(scores[order])
-    enough = int(np.searchsorted(held, p * held[-1] * (1 - 1e-9))) + 1
+    wanted = p * float(held[-1]) * (1 - 1e-9)  # the share as written, sums in any order
+    enough = int(np.searchsorted(held, wanted)) + 1
     lying: Int64[Array, " m"] = np.bincount(under, minlength=len(scores))
     return int(lying[order[:enough]].sum())
 
