@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 import torch
 
 from tokprune.files import staged_folder
@@ -24,7 +25,7 @@ from tokprune.manifest import (
     Tokens,
     encode,
 )
-from tokprune_export import graphs, parity, preflight, records
+from tokprune_export import graphs, int8, parity, preflight, records
 from tokprune_export.chat_template import Template, compile_chat, verify_chat
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint
 from tokprune_export.decoder import Decoder, TextModel
@@ -131,7 +132,13 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
     step("parity")
     options, family = plan.options, plan.checkpoint.family
     bench = parity.Bench(
-        folder, written.graphs, family, options.precision, options.atol, written.rounded
+        folder,
+        written.graphs,
+        family,
+        options.precision,
+        options.atol,
+        written.rounded,
+        options.encoder_precision,
     )
     rows = list(parity.check(bench, written.expected, plan.scorer.network))
     outcome(rows)
@@ -154,6 +161,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
         limits=plan.limits,
         scorer=_scorer(plan.scorer),
         saliency_layers=plan.saliency_layers,
+        encoder_precision=options.encoder_precision,
         default_selector=TRAINED_SELECTOR if plan.scorer.trained else UNTRAINED_SELECTOR,
         source=records.source(plan.checkpoint),
         files=records.files(folder),
@@ -175,7 +183,10 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     length = plan.limits.max_kv_len
     target = graphs.Target(folder, options.opset, length, options.precision)
     step("vision encoder")
-    vision = graphs.write(plan.family.vision(model, plan.saliency_layers), target, "vision_encoder")
+    encoder = plan.family.vision(model, plan.saliency_layers)
+    narrow = options.encoder_precision == "int8"
+    encoder_scales = int8.encoder_scales(encoder.module) if narrow else {}
+    vision = graphs.write(encoder, target, "vision_encoder", encoder_scales)
     step("first layer")
     first = graphs.write(graphs.first_layer(text), target, "first_layer")
     step("scorer")
@@ -184,20 +195,22 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     decoder = Decoder(text)
     if options.precision in ROUNDED:
         step("scales")
-    rounding = find_rounding(model, decoder, options.precision)
+    rounding = find_rounding(model, decoder, options.precision, encoder.module, encoder_scales)
     target = replace(target, scales=rounding.scales)
     forms: list[LlmForm] = []
     for name, make in graphs.FORMS[options.precision].items():
         step(f"llm {name}")
-        forms.append(make(text, decoder, target))
+        form = make(text, decoder, target)
+        serves = [engine for engine in form.serves if not narrow or engine == "onnxruntime-cpu"]
+        forms.append(msgspec.structs.replace(form, serves=serves))
     step("embeddings")
     dtype = EMBEDDING_DTYPES[options.precision]
     records.write_embeddings(text.embeddings, folder / "embed_tokens.npy", dtype)
     shape, left = _shape(text), rounding.left
-    del decoder, source
+    del decoder, source, encoder
     step("oracle")
     expected = observe(model, plan.family, options.device, saliency_layers=plan.saliency_layers)
-    rounded = observe_rounded(model, plan.family, options.device, rounding)
+    rounded = observe_rounded(model, plan.family, options.device, rounding, plan.saliency_layers)
     del model, text, rounding, target
     gc.collect()
     return Written(Graphs(vision, first, scorer, forms), shape, expected, rounded, left)

@@ -38,13 +38,20 @@ class Target:
     scales: Mapping[str, Tensor] = field(default_factory=dict)  # of the weights to quantise
 
 
-def write(source: Source, target: Target, name: str) -> GraphSpec:
-    """Trace one graph and write it into the bundle."""
+def write(
+    source: Source, target: Target, name: str, rounded: Mapping[str, Tensor] | None = None
+) -> GraphSpec:
+    """Trace one graph and write it into the bundle; weights that have scales take 8 bits."""
     dtype = DTYPES[target.precision]
     if dtype != torch.float32:
         module = InPrecision(source.module, dtype)
         source = replace(source, module=module, listed=len(source.inputs))
-    model = onnx.trace(source, target.opset, narrow_weights)
+
+    def weights(model: ir.Model) -> None:
+        int8.insert(model, rounded or {}, "")
+        narrow_weights(model)
+
+    model = onnx.trace(source, target.opset, weights)
     file = f"{FOLDER}/{name}.onnx"
     onnx.save(model, target.bundle / file)
     return onnx.describe(model, file, target.opset)

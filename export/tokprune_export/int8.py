@@ -5,6 +5,8 @@ found while it runs. In the graph they are `DynamicQuantizeLinear` and `MatMulIn
 `quantize_dynamic` writes them, which ONNX Runtime's CPU fuses. `quantize_dynamic` itself holds a
 whole model; here each weight is rounded when it is its turn to be written.
 
+The vision encoder can have it too (`--encoder-precision`).
+
 `insert_head` is for a head before which all else has 4 bits: the head would be most of what a step
 reads, and takes 8 bits in blocks without harm (`com.microsoft.MatMulNBits`).
 """
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from tokprune.types import Array
 from tokprune_export.decoder import Decoder
+from tokprune_export.layers import Linear
 from tokprune_export.narrow import cast_type, raw
 from tokprune_export.oracle import Cut
 from tokprune_export.quantize import SCALE, linears
@@ -40,6 +43,15 @@ def find_scales(decoder: Decoder) -> dict[str, Tensor]:
     """Return a scale for each column of each weight, the head's too."""
     found = {f"{name}.weight": scales_of(linear.weight) for name, linear in linears(decoder)}
     return {**found, "head.weight": scales_of(decoder.head.weight)}
+
+
+def encoder_scales(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return the same of a vision encoder."""
+    return {
+        f"{name}.weight": scales_of(module.weight)
+        for name, module in encoder.named_modules()
+        if isinstance(module, Linear)
+    }
 
 
 def scales_of(weight: Float[Tensor, "k n"]) -> Float32[Tensor, " n"]:
@@ -106,11 +118,11 @@ def round_rows(x: Float[Tensor, "*b t k"]) -> Float[Tensor, "*b t k"]:
     return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
 
 
-def insert(model: ir.Model, scales: Mapping[str, Tensor]) -> None:
+def insert(model: ir.Model, scales: Mapping[str, Tensor], prefix: str = "decoder.") -> None:
     """Let the products with these weights be those of 8 bits. Those of one input round it once."""
     rounded: dict[str, ir.Node] = {}
     for name, found in scales.items():
-        weight = model.graph.initializers[f"decoder.{name}"]
+        weight = model.graph.initializers[f"{prefix}{name}"]
         products = [use.node for use in weight.uses()]
         if {node.op_type for node in products} != {"MatMul"} or weight.const_value is None:
             raise ValueError(f"{name} is read in another way than by one linear layer")

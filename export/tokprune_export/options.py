@@ -23,6 +23,10 @@ class ExportOptions:
     sums in float32); int8: float32 with the LLM's linear weights in 8 bits, and their inputs
     rounded to 8 bits at run time (ONNX Runtime on the CPU alone); int4: float16 with the LLM's
     linear weights in 4 bits. The scorer stays float32."""
+    encoder_precision: Literal["int8"] | None = None
+    """Precision of the vision encoder, where it is another: int8: its linear weights in 8 bits, and
+    their inputs rounded to 8 bits at run time (ONNX Runtime on the CPU alone; beside --precision
+    fp32 or int8). Most of the time to the first token is the encoder's."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     saliency: bool = False

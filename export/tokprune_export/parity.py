@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,18 +38,31 @@ class Bench:
     precision: Precision = "fp32"
     atol: float | None = None  # None: the precision's own
     rounded: Sequence[Expected] | None = (
-        None  # what the LLM's forms are compared with in int8 and int4
+        None  # what graphs are compared with whose weights have fewer bits
     )
+    encoder_precision: Literal["int8"] | None = None  # None: as the rest
+
+    @property
+    def encoder(self) -> Rule:
+        """What the vision encoder is held to."""
+        return self.beside if self.encoder_precision is None else self._at(RULES["int8"])
+
+    @property
+    def whole(self) -> Rule:
+        """What answers from pixels on are held to."""
+        return self.rule if self.encoder_precision is None else self._at(RULES["int8"])
 
     @property
     def beside(self) -> Rule:
-        """What vision encoder and first layer are held to: int8 is the LLM's alone."""
+        """What the first layer is held to, and a vision encoder that has not its own precision."""
         return RULES["fp32"] if self.precision == "int8" else self.rule
 
     @property
     def rule(self) -> Rule:
         """What the LLM is held to, and what is as narrow."""
-        rule = RULES[self.precision]
+        return self._at(RULES[self.precision])
+
+    def _at(self, rule: Rule) -> Rule:
         return rule if self.atol is None else replace(rule, atol=self.atol)
 
     @property
@@ -72,9 +85,16 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
     yield from _positions(bench, expected)
     encoder = bench.open(bench.graphs.vision_encoder)
     seen = [VisionEncoder(encoder)(one.trial.media) for one in expected]
-    for one, tokens in zip(expected, seen, strict=True):
-        yield compare("vision_encoder", "", one.trial.name, tokens.embeds, one.vision, bench.beside)
+    rounded = bench.rounded if bench.encoder_precision and bench.rounded else expected
+    for one, tokens in zip(rounded, seen, strict=True):
+        yield compare(
+            "vision_encoder", "", one.trial.name, tokens.embeds, one.vision, bench.encoder
+        )
         yield from _saliency(bench, one, tokens.saliency)
+    if bench.encoder_precision is not None:
+        for one, tokens in zip(expected, seen, strict=True):
+            name, ours = one.trial.name, tokens.embeds
+            yield compare("rounding", "vision_encoder", name, ours, one.vision, ROUNDING)
     vision = [tokens.embeds for tokens in seen]
     del encoder
     yield from _first_layer(bench, expected)
@@ -101,7 +121,7 @@ def _saliency(bench: Bench, one: Expected, ours: Array | None) -> Iterator[Row]:
     if ours is not None and one.saliency is not None:
         mean = one.saliency.mean()
         given = (ours / mean, one.saliency / mean)
-        yield compare("saliency", "", one.trial.name, *given, bench.beside)
+        yield compare("saliency", "", one.trial.name, *given, bench.encoder)
 
 
 def unrunnable(form: LlmForm) -> str | None:
@@ -233,7 +253,7 @@ def _end_to_end(
             ("pruned", one.pruned, np.delete(embeds, dropped, axis=0)),
         ):
             ours = run_llm(graph, form, run, rows)
-            row = compare(name, form.form, one.trial.name, ours, run.logits, bench.rule)
+            row = compare(name, form.form, one.trial.name, ours, run.logits, bench.whole)
             yield with_ties(row, ours, run.logits)
 
 

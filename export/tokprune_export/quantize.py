@@ -6,7 +6,7 @@ nearest of 16 levels; the scale of a block is the one, of a few, that leaves the
 (clipping the largest values can pay: arXiv:1902.06822 section 3).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -64,16 +64,11 @@ def quantised(weight: Float[Tensor, "k n"], scales: Float16[Tensor, "b n"]) -> F
     return (blocks * scales.float()[:, None]).flatten(0, 1)
 
 
-def owners(
-    model: nn.Module, decoder: Decoder, scales: Mapping[str, Tensor]
-) -> dict[str, nn.Parameter]:
-    """Return the checkpoint's own parameters whose storage the quantised weights share.
-
-    Not the head's, which may be the table of embeddings too.
-    """
+def owners(model: nn.Module, ours: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return the checkpoint's own parameters whose storage weights of our module share."""
     found = {value.data_ptr(): value for value in model.parameters()}
-    weights = dict(decoder.named_parameters())
-    return {name: found[weights[name].data_ptr()] for name in scales if name.startswith("layers.")}
+    weights = dict(ours.named_parameters())
+    return {name: found[weights[name].data_ptr()] for name in names}
 
 
 def round_weights(

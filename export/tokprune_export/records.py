@@ -32,6 +32,8 @@ def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
             f"Got --precision int8 and --engine {options.engine}: int8 is for ONNX Runtime on the "
             "CPU. Choose fp16 or int4, or leave out --engine"
         )
+    if options.encoder_precision is not None:
+        _check_encoder(options)
     if options.opset not in OPSETS:
         raise ExportRefused(f"Got --opset {options.opset}; expected {OPSETS[0]} to {OPSETS[-1]}")
     if options.atol is not None and not 0 < options.atol < 1:
@@ -50,6 +52,21 @@ def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
             f"1 <= max-input-len <= max-kv-len <= {longest} (the checkpoint's own bound)"
         )
     return Limits(max_input_len=input_len, max_kv_len=kv_len)
+
+
+def _check_encoder(options: ExportOptions) -> None:
+    """Refuse an encoder in 8 bits where nothing runs it."""
+    given = f"Got --encoder-precision {options.encoder_precision}"
+    if options.precision not in ("fp32", "int8"):
+        raise ExportRefused(
+            f"{given} and --precision {options.precision}: it is for ONNX Runtime on the CPU, "
+            "beside --precision fp32 or int8. Leave it out, or choose one of these"
+        )
+    if options.engine is not None:
+        raise ExportRefused(
+            f"{given} and --engine {options.engine}: it is for ONNX Runtime on the CPU. Leave out "
+            "one of them"
+        )
 
 
 def tokens(checkpoint: Checkpoint, chat: Chat) -> Tokens:

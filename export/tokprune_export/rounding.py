@@ -1,4 +1,4 @@
-"""What int8 and int4 do to linear weights of the LLM, and to the checkpoint as their oracle."""
+"""What int8 and int4 do to linear weights, and to the checkpoint as their oracle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,38 +23,64 @@ class Rounding:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)  # linear layers that stay as they are
     owners: Mapping[str, nn.Parameter] = field(default_factory=dict)  # in the checkpoint's modules
+    encoder: Mapping[str, Tensor] = field(default_factory=dict)  # scales of the vision encoder
+    encoder_owners: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
 
-def find_rounding(model: nn.Module, decoder: Decoder, precision: Precision) -> Rounding:
-    """Return scales for the precisions that round weights, nothing for the others."""
+def find_rounding(
+    model: nn.Module,
+    decoder: Decoder,
+    precision: Precision,
+    encoder: nn.Module,
+    encoder_scales: Mapping[str, Tensor],
+) -> Rounding:
+    """Return scales for the precisions that round weights, nothing for the others.
+
+    Args:
+        model: the checkpoint.
+        decoder: our LLM over its weights.
+        precision: of the LLM.
+        encoder: our vision encoder over its weights.
+        encoder_scales: of the encoder's weights that take 8 bits.
+    """
     scales: dict[str, Tensor] = {}
     left: list[str] = []
     if precision == "int8":
         scales = int8.find_scales(decoder)
     elif precision == "int4":
         scales, left = quantize.find_scales(decoder)
-    return Rounding(precision, scales, left, quantize.owners(model, decoder, scales))
+    own = [name for name in scales if name.startswith("layers.")]  # the head may be the table too
+    return Rounding(
+        precision,
+        scales,
+        left,
+        quantize.owners(model, decoder, own),
+        encoder_scales,
+        quantize.owners(model, encoder, encoder_scales),
+    )
 
 
 def observe_rounded(
-    model: Any, family: Family, device: str, rounding: Rounding
+    model: Any, family: Family, device: str, rounding: Rounding, saliency_layers: int
 ) -> list[Expected] | None:
     """Round the checkpoint's own weights, in place, and ask it again: None if nothing is rounded.
 
     In int8 its layers round their inputs too, so that what is left are other sums and values that
     fall to the other side of a level. The head is as it was, as it may be the table of embeddings.
     """
-    if not rounding.scales:
+    if not rounding.scales and not rounding.encoder:
         return None
     if rounding.precision == "int4":
         quantize.round_weights(rounding.owners, rounding.scales, quantize.quantised)
-        return observe(model, family, device)
+        return observe(model, family, device, saliency_layers=saliency_layers)
     quantize.round_weights(rounding.owners, rounding.scales, int8.quantised)
-    rounded = {id(value) for value in rounding.owners.values()}
+    quantize.round_weights(rounding.encoder_owners, rounding.encoder, int8.quantised)
+    both = (*rounding.owners.values(), *rounding.encoder_owners.values())
+    rounded = {id(value) for value in both}
     linears = [
         module
         for module in model.modules()
         if isinstance(module, nn.Linear) and id(module.weight) in rounded
     ]
     with int8.rounded_inputs(linears) as cut:
-        return observe(model, family, device, cut)
+        return observe(model, family, device, cut, saliency_layers=saliency_layers)

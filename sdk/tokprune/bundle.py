@@ -147,6 +147,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "family": manifest.family,
         "precision": manifest.precision,
+        "encoder_precision": manifest.encoder_precision or manifest.precision,
         "graphs": {
             name: {
                 "file": spec.file,

@@ -163,6 +163,7 @@ class Manifest(_Strict, frozen=True):
     source: Source
     files: dict[str, File]  # every file that the exporter wrote, manifest.json excepted
     saliency_layers: int = 0  # of the vision encoder, summed in its second output; 0: it has none
+    encoder_precision: Literal["int8"] | None = None  # of the vision encoder; None: as the rest
     seal: str = _UNSEALED  # sha256 of manifest.json with 64 zeros here; `encode` sets it
 
 

@@ -112,6 +112,8 @@ def weights(bundle: Bundle, name: str, spec: GraphSpec, *, on_cpu: bool = True) 
         precision = "fp16"  # only the LLM's linear weights are int4
     if precision == "int8" and name != "llm":
         precision = "fp32"  # and int8
+    if name == "vision_encoder" and bundle.manifest.encoder_precision is not None:
+        precision = bundle.manifest.encoder_precision
     return weights_of(bundle.path, spec.file, packed(precision) if on_cpu else 1.0)
 
 

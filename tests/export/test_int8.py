@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 import tokprune
-from tokprune.bundle import open_bundle
+from tokprune.bundle import describe, open_bundle
 from tokprune.engines.states import engine_form
 from tokprune.errors import BackendUnavailable
 from tokprune.manifest import Manifest
@@ -306,3 +306,60 @@ def test_wrong_weights_in_a_saved_file_fail_the_gate(
     )
     found = list(parity.check(bench, exported.written.expected, network))
     assert {row.graph for row in found if not row.ok} >= {"end to end", "pruned"}
+
+
+@pytest.fixture(scope="module")
+def narrow_encoder(
+    tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Manifest, list[Row]]:
+    """A bundle whose vision encoder alone has 8 bits."""
+    checkpoint = tiny_checkpoint(heads=4, kv_heads=2, head_dim=32, layers=2)
+    bundle = tmp_path_factory.mktemp("encoder") / "bundle"
+    rows: list[Row] = []
+    options = ExportOptions(str(checkpoint), bundle, encoder_precision="int8", saliency=True)
+    manifest = export.export(options, lambda _: None, rows.extend)
+    return bundle, manifest, rows
+
+
+def test_an_encoder_in_8_bits_says_what_a_rounded_one_says(
+    narrow_encoder: tuple[Path, Manifest, list[Row]],
+) -> None:
+    bundle, manifest, rows = narrow_encoder
+    assert all(row.ok for row in rows)
+    assert (manifest.precision, manifest.encoder_precision) == ("fp32", "int8")
+    seen = [row for row in rows if row.graph in ("vision_encoder", "saliency")]
+    assert min(row.cosine for row in seen) > 0.999
+    cost = [r for r in rows if (r.graph, r.form) == ("rounding", "vision_encoder")]
+    assert {row.case for row in cost} >= {"1x1", "8x3"}
+    assert all(0.98 < row.cosine < 0.999999 for row in cost), "8 bits cost something"
+    for row in (row for row in rows if row.graph in ("llm", "first_layer")):
+        assert row.tolerance <= RULES["fp32"].atol * max(1.0, row.max_abs), "the rest is float32"
+    found = operators(bundle / "onnx/vision_encoder.onnx")
+    assert found.count("MatMulInteger") == 2 * 4 + 2, "of two layers, and the merger"
+    assert "MatMulInteger" not in operators(bundle / "onnx/llm.ort.onnx")
+
+
+def test_a_bundle_with_a_narrow_encoder_answers_on_the_cpu_alone(
+    narrow_encoder: tuple[Path, Manifest, list[Row]],
+) -> None:
+    bundle, manifest, _ = narrow_encoder
+    assert {engine for form in manifest.graphs.llm for engine in form.serves} == {"onnxruntime-cpu"}
+    with tokprune.load(bundle) as vlm:
+        assert vlm.ask(np.full((56, 84, 3), 128, np.uint8), "what?", 0.5, max_new_tokens=2).kept
+    with pytest.raises(BackendUnavailable, match="its vision encoder has 8 bits"):
+        engine_form(open_bundle(bundle), "tensorrt", "10.13.0")
+    assert describe(open_bundle(bundle))["encoder_precision"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"precision": "fp16"}, "--precision fp16"), ({"engine": "tensorrt-rtx"}, "--engine tensor")],
+)
+def test_a_narrow_encoder_where_nothing_runs_it_is_refused(
+    exported: Exported, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    options = ExportOptions(
+        str(exported.checkpoint), tmp_path / "out", encoder_precision="int8", **given
+    )
+    with pytest.raises(ExportRefused, match=f"Got --encoder-precision int8 and {message}"):
+        export.export(options, lambda _: None, lambda _: None)

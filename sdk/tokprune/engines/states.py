@@ -102,6 +102,8 @@ def forms_text(bundle: Bundle) -> str:
     """Return the forms of the LLM and what they serve, for messages."""
     forms = bundle.manifest.graphs.llm
     told = ", ".join(f"{form.form} ({', '.join(form.serves)})" for form in forms)
+    if bundle.manifest.encoder_precision == "int8":
+        return f"{told}, as its vision encoder has 8 bits, for ONNX Runtime on the CPU"
     match bundle.manifest.precision:
         case "int8":
             return f"{told}, as int8 is for ONNX Runtime on the CPU; fp16 and int4 are for GPUs too"

@@ -199,7 +199,13 @@ def _chosen(ranking: Ranking, under: Int64[Array, " n"], kept: int) -> Int64[Arr
 
 
 def _in_order(ranking: Ranking, count: int) -> list[int]:
-    """Return tokens from the best on, as far as the ranking is nested."""
+    """Return tokens from the best on: by their scores, for that is what scorers learn of glances.
+
+    Without scores as they are ranked, as far as the ranking is nested.
+    """
+    if ranking.scores is not None:
+        order: Int64[Array, " k"] = np.argsort(-ranking.scores, kind="stable")[:count]
+        return order.tolist()
     seen: dict[int, None] = {}
     step = 1
     while len(seen) < count:
