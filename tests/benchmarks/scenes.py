@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 # VILA takes the frames of a video as pictures, and was not trained on any.
 CASES = (
-    Case("qwen2_vl", "scenes", "coarse,repeats:0.2"),
+    Case("qwen2_vl", "scenes", "coarse,coarse:2,repeats:0.2"),
     Case("llava_onevision", "scenes", "lazy,lazy:4,lazy:8"),
     Case("vila", "scenes", ""),
     Case("qwen2_vl", "scenes-video", "lazy,coarse,repeats:0.2"),
