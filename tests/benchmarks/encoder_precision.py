@@ -1,0 +1,250 @@
+"""What vision encoders in 8 bits cost and give on the CPU: time, closeness, answers.
+
+    python tests/benchmarks/encoder_precision.py
+
+Times are of encoders of the published sizes with random weights, on one thread; answers those of
+the demo VLMs. Writes docs/results/encoder-precision.json and encoder-precision.md; parts that are
+not asked for stay.
+"""
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import real_checkpoints
+import tyro
+from machine import RESULTS, machine
+from rich.console import Console
+from rich.progress import track
+
+import tokprune
+from tokprune.families.qwen2_vl import patch_positions
+from tokprune.scenes import suite
+from tokprune.types import Feeds
+from tokprune_export import graphs, int8
+from tokprune_export.families import FAMILIES
+from tokprune_export.parity_report import cosine
+from tokprune_runtimes import load_graph
+
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "build" / "benchmarks" / "encoders"
+CHECKPOINTS = ROOT / "samples" / "scenes" / "checkpoints"
+PRECISIONS = ("fp32", "int8")
+BUDGETS = (1.0, 0.25)
+
+
+class Encoder(NamedTuple):
+    """A vision encoder, and what it is fed."""
+
+    family: str
+    checkpoint: Callable[[Path], None]
+    shown: str
+    feeds: Callable[[np.random.Generator], Feeds]
+
+
+def a_tile(random: np.random.Generator) -> Feeds:
+    """One tile of 384 x 384 pixels, 729 vision tokens."""
+    return {"pixel_values": random.normal(0, 0.6, (1, 3, 384, 384)).astype(np.float32)}
+
+
+def a_picture(random: np.random.Generator) -> Feeds:
+    """One picture of 1,064 x 1,092 pixels, 1,482 vision tokens."""
+    patches = (1, 38 * 39 * 4, 3 * 2 * 14 * 14)
+    pixels = random.normal(0, 1, patches).astype(np.float32)
+    return {"pixel_values": pixels, "positions": patch_positions(38, 39, 2)}
+
+
+ENCODERS: dict[str, Encoder] = {
+    "SigLIP-so400m (LLaVA-OneVision)": Encoder(
+        "llava_onevision", real_checkpoints.write_llava_onevision, "a tile, 729 tokens", a_tile
+    ),
+    "Qwen2-VL": Encoder(
+        "qwen2_vl", real_checkpoints.write_qwen2_vl, "a picture, 1,482 tokens", a_picture
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare vision encoders in float32 and in 8 bits."""
+
+    parts: tuple[Literal["speed", "answers"], ...] = ("speed", "answers")
+    """What to measure."""
+    rounds: int = 5
+    """Runs of each; precisions take turns, figures are medians."""
+    families: tuple[str, ...] = ("qwen2_vl", "llava_onevision", "vila")
+    """Demo VLMs that are asked."""
+    scenes: int = 500
+    """Test scenes that each is asked about."""
+    note: str = ""
+    """What else the machine was doing."""
+    output: Path = RESULTS
+    """Folder of the two files."""
+
+
+def made(name: str) -> Path:
+    """Write the two graphs of an encoder, unless they are there."""
+    encoder, folder = ENCODERS[name], BUILT / ENCODERS[name].family
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        encoder.checkpoint(checkpoint)
+        family = FAMILIES[encoder.family]
+        model = family.load(checkpoint, 1)  # layers of the LLM, which is not asked
+        for precision in PRECISIONS:
+            source = family.vision(model, 0)
+            scales = int8.encoder_scales(source.module) if precision == "int8" else {}
+            (checkpoint / precision / graphs.FOLDER).mkdir(parents=True)
+            target = graphs.Target(checkpoint / precision, 18, 0)
+            graphs.write(source, target, "vision_encoder", scales)
+            (checkpoint / precision).rename(checkpoint.with_suffix(f".{precision}"))
+        folder.mkdir()
+        for precision in PRECISIONS:
+            checkpoint.with_suffix(f".{precision}").rename(folder / precision)
+    finally:
+        shutil.rmtree(checkpoint)
+    return folder
+
+
+def measure_speed(options: Options) -> dict[str, Any]:
+    """Run both in turns."""
+    rows = [row for name in ENCODERS for row in _timed(name, options.rounds)]
+    return {**machine("onnxruntime", "numpy"), "note": options.note, "rows": rows}
+
+
+def _timed(name: str, rounds: int) -> Iterator[dict[str, Any]]:
+    encoder, folder = ENCODERS[name], made(name)
+    feeds = encoder.feeds(np.random.default_rng(0))
+    paths = {p: folder / p / graphs.FOLDER / "vision_encoder.onnx" for p in PRECISIONS}
+    opened = {p: load_graph(path, "cpu", threads=1) for p, path in paths.items()}
+    given = {p: graph.run(feeds)["vision_tokens"] for p, graph in opened.items()}
+    times: dict[str, list[tuple[float, float]]] = {p: [] for p in PRECISIONS}
+    for _ in track(range(rounds), description=name):
+        for precision, graph in opened.items():
+            gc.collect()
+            cpu, wall = time.process_time(), time.perf_counter()
+            graph.run(feeds)
+            times[precision].append((time.process_time() - cpu, time.perf_counter() - wall))
+    whole = median(cpu for cpu, _ in times["fp32"])
+    for precision in PRECISIONS:
+        cpu, wall = (median(each[i] for each in times[precision]) for i in range(2))
+        data = [paths[precision], paths[precision].with_suffix(".onnx.data")]
+        off = np.abs(given[precision] - given["fp32"]).max() / np.abs(given["fp32"]).max()
+        yield {
+            "encoder": name,
+            "shown": encoder.shown,
+            "precision": precision,
+            "megabytes": round(sum(p.stat().st_size for p in data if p.exists()) / 1e6),
+            "cpu_ms": round(cpu * 1e3, 1),
+            "wall_ms": round(wall * 1e3, 1),
+            "faster": round(whole / cpu, 3),
+            "cosine": cosine(given[precision], given["fp32"]),
+            "largest_difference": float(off),
+        }
+
+
+def measure_answers(options: Options) -> dict[str, Any]:
+    """Ask the demos with both encoders, at every budget."""
+    samples = list(suite("test", options.scenes))
+    rows: list[dict[str, Any]] = []
+    for family in options.families:
+        texts: dict[tuple[str, float], list[str]] = {}
+        for precision in PRECISIONS:
+            with tokprune.load(demo(family, precision), backend="cpu", threads=1) as vlm:
+                for one in track(samples, description=f"{family} {precision}"):
+                    for budget in BUDGETS:
+                        answer = vlm.ask(list(one.pictures), one.question, budget)
+                        texts.setdefault((precision, budget), []).append(answer.text)
+        for (precision, budget), found in texts.items():
+            rows.append(
+                {
+                    "family": family,
+                    "precision": precision,
+                    "budget": budget,
+                    "right": _equal(found, [sample.answer for sample in samples]),
+                    "alike": _equal(found, texts["fp32", budget]),
+                }
+            )
+    return {**machine("onnxruntime", "numpy"), "questions": len(samples), "rows": rows}
+
+
+def demo(family: str, precision: str) -> Path:
+    """Export a demo with its scorer, unless it was."""
+    folder, checkpoint = BUILT / f"demo-{family}-{precision}", CHECKPOINTS / family
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        code = "from tokprune_export.cli import export_main; export_main()"
+        given = ["--scorer", str(checkpoint / "scorer.safetensors")]
+        narrow = ["--encoder-precision", "int8"] if precision == "int8" else []
+        command = [sys.executable, "-c", code, str(checkpoint), str(folder), *given, *narrow]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def _equal(found: list[str], others: list[str]) -> float:
+    return sum(a == b for a, b in zip(found, others, strict=True)) / len(found)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the tables that docs show."""
+    lines = ["# Vision encoders in 8 bits on the CPU", ""]
+    if speed := result.get("speed"):
+        lines += [
+            "Published sizes, random weights, one thread. Medians of interleaved rounds by "
+            "processor time, wall time in brackets. Cosine and largest difference (as a share of "
+            f"the largest value) are against float32. {speed['processor']}, {speed['date']}. "
+            f"{speed['note']}".strip(),
+            "",
+            "| encoder | shown | precision | MB | ms | times fp32 | cosine | difference |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in speed["rows"]:
+            lines.append(
+                f"| {row['encoder']} | {row['shown']} | {row['precision']} | {row['megabytes']} "
+                f"| {row['cpu_ms']:.0f} ({row['wall_ms']:.0f}) | {row['faster']:.2f} "
+                f"| {row['cosine']:.5f} | {row['largest_difference']:.1%} |"
+            )
+        lines.append("")
+    if answers := result.get("answers"):
+        lines += [
+            f"Answers of the demo VLMs to {answers['questions']} questions of the test split "
+            f"({answers['date']}): right, and in brackets the same text as with the encoder in "
+            f"float32, with {' and '.join(f'{b:.0%}' for b in BUDGETS)} of the vision tokens.",
+            "",
+            f"| demo | encoder | {' | '.join(f'{b:.0%}' for b in BUDGETS)} |",
+            "|---|---|" + "---|" * len(BUDGETS),
+        ]
+        told = {(r["family"], r["precision"], r["budget"]): r for r in answers["rows"]}
+        for family, precision in dict.fromkeys(key[:2] for key in told):
+            rows = [told[family, precision, budget] for budget in BUDGETS]
+            cells = [f"{row['right']:.1%} ({row['alike']:.1%})" for row in rows]
+            lines.append(f"| {family} | {precision} | {' | '.join(cells)} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Measure, write."""
+    options = tyro.cli(Options)
+    path = options.output / "encoder-precision.json"
+    result: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    for part in options.parts:
+        result[part] = measure_speed(options) if part == "speed" else measure_answers(options)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        (options.output / "encoder-precision.md").write_text(markdown(result))
+    Console().print(markdown(result), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
