@@ -130,6 +130,8 @@ def _timed(name: str, rounds: int) -> Iterator[dict[str, Any]]:
     paths = {p: folder / p / graphs.FOLDER / "vision_encoder.onnx" for p in PRECISIONS}
     opened = {p: load_graph(path, "cpu", threads=1) for p, path in paths.items()}
     given = {p: graph.run(feeds)["vision_tokens"] for p, graph in opened.items()}
+    if not np.abs(given["fp32"]).max() > 0:
+        raise ValueError(f"{name} gives nothing: are its weights those of a norm that is zero?")
     times: dict[str, list[tuple[float, float]]] = {p: [] for p in PRECISIONS}
     for _ in track(range(rounds), description=name):
         for precision, graph in opened.items():

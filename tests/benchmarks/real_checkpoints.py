@@ -185,7 +185,8 @@ def _shards(model: torch.nn.Module, *, tied: bool) -> Iterator[dict[str, torch.T
         if value.ndim > 1:
             weight.normal_(0, value[0].numel() ** -0.5, generator=random)
         else:
-            weight.fill_(float("norm" in name and name.endswith("weight")))
+            scales = any(part in name for part in ("norm", "ln_q"))
+            weight.fill_(float(scales and name.endswith("weight")))
         shard[name] = weight
         size += weight.nbytes
         if size >= SHARD_BYTES:
