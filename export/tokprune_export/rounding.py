@@ -1,7 +1,7 @@
 """What int8 and int4 do to linear weights, and to the checkpoint as their oracle."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ def find_rounding(
     model: nn.Module,
     decoder: Decoder,
     precision: Precision,
-    encoder: nn.Module,
-    encoder_scales: Mapping[str, Tensor],
+    encoder: nn.Module | None = None,
+    encoder_scales: Mapping[str, Tensor] | None = None,
 ) -> Rounding:
     """Return scales for the precisions that round weights, nothing for the others.
 
@@ -40,8 +40,8 @@ def find_rounding(
         model: the checkpoint.
         decoder: our LLM over its weights.
         precision: of the LLM.
-        encoder: our vision encoder over its weights.
-        encoder_scales: of the encoder's weights that take 8 bits.
+        encoder: our vision encoder over its weights, where it takes 8 bits.
+        encoder_scales: of these.
     """
     scales: dict[str, Tensor] = {}
     left: list[str] = []
@@ -50,14 +50,11 @@ def find_rounding(
     elif precision == "int4":
         scales, left = quantize.find_scales(decoder)
     own = [name for name in scales if name.startswith("layers.")]  # the head may be the table too
-    return Rounding(
-        precision,
-        scales,
-        left,
-        quantize.owners(model, decoder, own),
-        encoder_scales,
-        quantize.owners(model, encoder, encoder_scales),
-    )
+    found = Rounding(precision, scales, left, quantize.owners(model, decoder, own))
+    if encoder is None or encoder_scales is None:
+        return found
+    owners = quantize.owners(model, encoder, encoder_scales)
+    return replace(found, encoder=encoder_scales, encoder_owners=owners)
 
 
 def observe_rounded(

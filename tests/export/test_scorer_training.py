@@ -1,6 +1,7 @@
 """Training of the scorer networks: batches, targets, figures."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
     )
 
 
-def prompt_of(embeds: np.ndarray) -> dict[str, torch.Tensor]:
+def prompt_of(embeds: np.ndarray) -> dict[str, Any]:
     """Two rows of text, all vision tokens, two rows of text, and an answer."""
     tokens = len(embeds)
     return {
