@@ -174,9 +174,10 @@ def _mean_lost(network: Network, text: TextModel, tasks: Sequence[Task], course:
 
 
 def glance_scores(network: Network, seen: Sequence[tuple[Pair, Lesson]]) -> list[Array]:
-    """Return what glances say of the whole pictures' tokens."""
+    """Return what glances say of the whole pictures' tokens, as shares that sum to 1."""
     scores = predictions(network, [pair for pair, _ in seen])
-    return [
+    whole = [
         spread(torch.from_numpy(score), lesson.label).clamp(min=0.0).numpy()
         for score, (_, lesson) in zip(scores, seen, strict=True)
     ]
+    return [each / each.sum() for each in whole]

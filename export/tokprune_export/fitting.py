@@ -78,10 +78,8 @@ class Classroom:
         run(network, arch, epochs)
         pairs = [self._pair(network, label) for label in self.division.held.labels]
         row, glances = self.measured(list(predictions(network, pairs))), self._glances(network)
-        metrics = row.overall._asdict()
-        if glances is not None:
-            metrics["glance_answers_lost"] = glances.answers_lost
-        scorer = Scorer(network, arch, self.division.modalities, metrics, row.apart())
+        kinds = self.division.modalities
+        scorer = Scorer(network, arch, kinds, row.overall._asdict(), row.apart())
         return Fitted(scorer, row, loss, glances)
 
     def _glances(self, network: Network) -> Quality | None:

@@ -246,9 +246,9 @@ def _scorer(path: Path) -> str:
     rows = [_agreement(kinds[kind], metrics) for kind, metrics in found.items()]
     apart = json.loads(facts["metrics_by_modality"])
     rows += [_agreement(f"shipped, on {name}s", metrics) for name, metrics in apart.items()]
-    if "glance_answers_lost" in own:
-        lost = own["glance_answers_lost"]
-        rows.append(f"| shipped, from the first of two looks alone | | | | | {lost:.3f} |")
+    if "by_glances" in facts:
+        name = "shipped, from the first of two looks alone"
+        rows.append(_agreement(name, json.loads(facts["by_glances"])))
     table = "\n".join(rows)
     return f"""\
 ## Scorer

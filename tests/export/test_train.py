@@ -218,6 +218,7 @@ def check_files(chosen: Path, other: Path) -> None:
         assert metadata["model"] == "qwen2_vl"
         assert int(metadata["labels"]) > 20
         assert metadata["loss"] == ("answers" if metadata["kind"] == "asked" else "relevance")
+        assert json.loads(metadata["by_glances"])["samples"] > 0
         figures.append((json.loads(metadata["metrics"]), json.loads(metadata["others"])))
     (mine, beside), (its, _) = figures
     assert set(mine) == {
