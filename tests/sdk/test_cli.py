@@ -116,7 +116,7 @@ def test_pictures_come_before_videos_and_get_an_overlay_each(
         (("--image", "a.png", "--fps", "2"), "--fps and --num-frames are about videos"),
         (("--video", "a.mp4", "--fps", "2", "--num-frames", "3"), "give one of the two"),
         (("--image", "a.png", "--encode", "lasy"), "Unknown way to encode 'lasy'. Did you mean"),
-        (("--image", "a.png", "--encode", "coarse:2"), "expected one of full, lazy, coarse"),
+        (("--image", "a.png", "--encode", "coarse:0.5"), "expected one of full, lazy, coarse"),
         (("--video", "no/such.mp4"), "no/such.mp4"),
         (("--video", __file__), "cannot be decoded"),
     ],
