@@ -1,5 +1,6 @@
 """The bundle against stock transformers: same tokens, same logits, unpruned and pruned."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokprune.vlm import VLM
 
 pytestmark = [pytest.mark.torch, pytest.mark.demo]
 ATOL = 1e-4  # times max(1, max |reference|)
+SCENES = 200 if os.environ.get("SOAK") else 60
 NEW_TOKENS = 16
 
 
@@ -118,12 +120,12 @@ def agree(
     return True
 
 
-def test_200_test_scenes_get_token_identical_answers_and_equal_logits(
+def test_test_scenes_get_token_identical_answers_and_equal_logits(
     vlm: VLM, reference: Reference
 ) -> None:
     seen, logits = recorded(vlm)
     whole = 0
-    for sample in suite("test", 200):
+    for sample in suite("test", SCENES):
         answer = seen.ask(list(sample.pictures), sample.question, 1.0, max_new_tokens=NEW_TOKENS)
         inputs = reference.inputs(list(sample.pictures), sample.question)
         ids, theirs = reference.answer(inputs)
