@@ -25,14 +25,8 @@ from tokprune_export.decoder import TextModel
 from tokprune_export.dimming import kept_shares
 from tokprune_export.label_cache import Label
 from tokprune_export.lessons import Lesson, lost_answers, moved, parts, rows_of
-from tokprune_export.scorer_training import (
-    Pair,
-    Recipe,
-    batched_logits,
-    collate,
-    optimiser_of,
-    predictions,
-)
+from tokprune_export.pairs import Pair, batched_logits, collate
+from tokprune_export.scorer_training import Recipe, optimiser_of, predictions
 from tokprune_export.scorers import Network
 
 

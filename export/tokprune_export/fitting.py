@@ -13,16 +13,9 @@ from tokprune_export.decoder import TextModel
 from tokprune_export.division import Division
 from tokprune_export.label_cache import SHARD_LABELS, Label, LabelCache
 from tokprune_export.lessons import Lesson, lessons_of, lost_answers
+from tokprune_export.pairs import Pair, glance_of, pair_of
 from tokprune_export.progress import Counting
-from tokprune_export.scorer_training import (
-    RECIPES,
-    Pair,
-    glance_of,
-    network_of,
-    pair_of,
-    predictions,
-    train,
-)
+from tokprune_export.scorer_training import RECIPES, network_of, predictions, train
 from tokprune_export.scorers import Arch, Network, Scorer, Size
 
 Loss = Literal["relevance", "answers"]

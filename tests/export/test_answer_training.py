@@ -20,7 +20,8 @@ from tokprune_export.examples import read_examples
 from tokprune_export.label_cache import Label
 from tokprune_export.labels import label_all
 from tokprune_export.lessons import laid_out, lessons_of, lost_answers
-from tokprune_export.scorer_training import Recipe, network_of, pair_of, predictions
+from tokprune_export.pairs import pair_of
+from tokprune_export.scorer_training import Recipe, network_of, predictions
 from tokprune_export.scorers import Arch, Network, Size
 from tokprune_export.teacher import Teacher, open_teacher
 

@@ -18,7 +18,8 @@ from tokprune_export.label_cache import Glance, Label, LabelCache
 from tokprune_export.labels import label_all, sample_name
 from tokprune_export.lessons import Lesson, lessons_of, lost_answers
 from tokprune_export.media import load
-from tokprune_export.scorer_training import Pair, Recipe, glance_of, network_of, pair_of
+from tokprune_export.pairs import Pair, glance_of, pair_of
+from tokprune_export.scorer_training import Recipe, network_of
 from tokprune_export.scorers import size_of
 from tokprune_export.teacher import Teacher, open_teacher
 

@@ -13,14 +13,12 @@ from tokprune.manifest import Modality
 from tokprune.types import KIND, PATCH
 from tokprune_export.agreement import attention_scores, quality, recall, spearman, target_of
 from tokprune_export.label_cache import Label
+from tokprune_export.pairs import batched_logits, collate, pair_of
 from tokprune_export.scorer_training import (
     Recipe,
-    batched_logits,
-    collate,
     divergence,
     mean_divergence,
     network_of,
-    pair_of,
     predictions,
     split,
     train,
