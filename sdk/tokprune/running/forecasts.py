@@ -7,7 +7,7 @@ from math import ceil
 from typing import NamedTuple
 
 from tokprune.budgets import Auto, Budget, Deadline, floor_of
-from tokprune.looking import Coarse, Full, Lazy, Looking, frames_in, way_of
+from tokprune.looking import FULL, Coarse, Full, Lazy, Looking, frames_in, way_of
 from tokprune.running.task import Task
 from tokprune.stopwatch import Stopwatch
 from tokprune.timing.latency import Latency, impossible
@@ -126,7 +126,11 @@ def _coarse(
     whole = latency.forecast(sizes)
     total, floor = asked.total, floor_of(budget, sizes.frames, asked.total)
     kept = whole.cap(budget.ttft_ms, elapsed_ms + whole.before_ms, {}, total)
+    if kept >= floor and way_of(task.options.encode).name == "auto":  # it looks twice if it must
+        return Planned("full", FULL, sizes, clock_of(budget, sizes, latency, watch, None))
     first = looking.first(asked)
+    if first.last:  # too small to be looked at twice
+        return Planned(way, looking, sizes, clock_of(budget, sizes, latency, watch, None))
     small = sizes_of(first.prompt, first.media)
     coarse = latency.forecast(small)
     pixels = sum(call["pixel_values"].size for shown in asked.media for call in shown.calls)
@@ -138,11 +142,9 @@ def _coarse(
     before_ms = elapsed_ms + coarse.before_ms
     fewest = looking.fewest(asked)
     fits = room(lambda: Timing(coarse, before_ms, {}), fewest, total)
-    auto = way_of(task.options.encode).name == "auto"  # which looks twice where it must
-    if kept >= floor and (auto or kept * looking.times >= fits):
+    if kept >= floor and kept * looking.times >= fits:
         clock = clock_of(budget, sizes, latency, watch, None)
-        reason = "" if auto else "there is time to look at everything"
-        return Planned("full" if auto else way, Full(reason), sizes, clock)
+        return Planned(way, Full("there is time to look at everything"), sizes, clock)
     encode_ms, rest = encoded_ms(coarse, encoding, fewest, {})
     if before_ms + encode_ms + rest.p50_ms > budget.ttft_ms and not budget.best_effort:
         raise impossible(budget, floor, before_ms + encode_ms, rest)

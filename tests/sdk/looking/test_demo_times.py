@@ -96,3 +96,10 @@ def test_relevance_and_time_together_encode_what_is_needed(
     short = ask(model, question, Auto(2600, p=0.5), "coarse")
     assert short.kept <= need.kept
     assert np.isin(short.selection.keep, need.selection.keep).all()
+
+
+def test_a_picture_too_small_for_two_looks_is_looked_at_once(model: Model) -> None:
+    tiny = np.full((84, 84, 3), 128, np.uint8)
+    answer = ask(model, ((tiny,), "what is it?"), Deadline(5000), "coarse")
+    assert (answer.encoded, answer.total) == (9, 9)
+    assert "no less than one" in answer.encode_reason
