@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what it puts in the background with Ctrl-C ignored, and so would our children.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if find_spec("hypothesis"):  # lmms-eval's environment has none
+        from hypothesis import HealthCheck, settings
+
+        # How long a draw takes says how busy the machine is.
+        busy = [HealthCheck.too_slow]
+        settings.register_profile("busy", deadline=None, suppress_health_check=busy)
+        settings.load_profile("busy")
     if soaking.ON:
         config.pluginmanager.register(soaking.Soak(ROOT))
 

@@ -131,7 +131,7 @@ def test_test_scenes_get_token_identical_answers_and_equal_logits(
         ids, theirs = reference.answer(inputs)
         assert answer.total == int(inputs["mm_token_type_ids"].sum())
         whole += agree(logits, theirs, answer.token_ids, ids)
-    assert whole >= 195  # the rest are ties of the reference's own top two
+    assert whole >= 0.975 * SCENES  # the rest are ties of the reference's own top two
 
 
 @pytest.mark.parametrize("name", ["uniform", "attention"])
