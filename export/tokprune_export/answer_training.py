@@ -46,9 +46,7 @@ class Task(NamedTuple):
 
     pair: Pair
     lesson: Lesson
-    glance: Pair | None = (
-        None  # the same question, its pictures as the first of two looks shows them
-    )
+    glance: Pair | None = None  # the same question as the first of two looks shows its pictures
 
 
 RECIPE = Recipe(8, 16, 2e-3, 0.01, "one_cycle")

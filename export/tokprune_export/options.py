@@ -26,7 +26,7 @@ class ExportOptions:
     encoder_precision: Literal["int8"] | None = None
     """Precision of the vision encoder, where it is another: int8: its linear weights in 8 bits, and
     their inputs rounded to 8 bits at run time (ONNX Runtime on the CPU alone; beside --precision
-    fp32 or int8). Most of the time to the first token is the encoder's."""
+    fp32 or int8). On a CPU most of the time to the first token is the encoder's."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     saliency: bool = False

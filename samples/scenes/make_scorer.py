@@ -40,9 +40,9 @@ class Options:
     size: float = 1.0
     """How many times as many questions. VILA1.5's scorer was made with 1.8: it was trained on no
     videos, so that there are fewer."""
-    epochs: int | None = None
-    """Most passes over the labels, if not tokprune-train's own. Qwen2-VL's scorer was made with 10:
-    it learns from glances too."""
+    glances: float | None = None
+    """Share of the questions that are shown as glances, if not tokprune-train's own. Qwen2-VL's
+    scorer was made with 0 (docs/encode.md says why), LLaVA-OneVision's with tokprune-train's."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
@@ -103,8 +103,8 @@ def train(options: Options, questions: Path, target: Path, arch: str) -> None:
     command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
     given = (str(questions / "data.jsonl"), str(target), "--scorer-arch", arch)
     cache = ("--cache", str(options.work / "labels"), "--seed", str(options.seed))
-    epochs = () if options.epochs is None or arch == "paper" else ("--epochs", str(options.epochs))
-    subprocess.run([*command, *given, *cache, *epochs], check=True)
+    glances = () if options.glances is None else ("--glances", str(options.glances))
+    subprocess.run([*command, *given, *cache, *glances], check=True)
 
 
 if __name__ == "__main__":
