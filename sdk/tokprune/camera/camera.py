@@ -12,6 +12,7 @@ from tokprune.camera.health import CameraState, CameraStatus
 from tokprune.camera.shots import Shot
 from tokprune.errors import CameraFrozen, CameraLost, Closed, FrameTooOld
 from tokprune.types import Frame
+from tokprune.waiting import until_told
 
 _LONGEST_SLEEP_S = 0.25  # a thread that hangs in a driver is noticed so soon
 
@@ -119,7 +120,7 @@ class Camera:
                     self._refuse()
                 news.clear()
                 if self.fresh(after) is None:
-                    await _within(news, min(left_s, _LONGEST_SLEEP_S))
+                    await until_told(news, min(left_s, _LONGEST_SLEEP_S))
             self._give(shot)
         finally:
             end()
@@ -221,10 +222,3 @@ class Camera:
                     f"{what}: the newest frame is {age}, the limit max_frame_age_s is "
                     f"{status.max_frame_age_s:.2f} s"
                 )
-
-
-async def _within(news: asyncio.Event, timeout_s: float) -> None:
-    try:
-        await asyncio.wait_for(news.wait(), timeout_s)
-    except asyncio.TimeoutError:
-        return

@@ -12,6 +12,7 @@ import msgspec
 
 from tokprune.control import CancelToken
 from tokprune.serving.refusals import HttpRefused, refusal
+from tokprune.waiting import within
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -47,7 +48,7 @@ class Body:
             ClientGone: it will never be whole.
         """
         try:
-            return await asyncio.wait_for(self._read(), self._timeout_s)
+            return await within(self._read(), self._timeout_s)
         except asyncio.TimeoutError:
             self._ended = True
             message = f"The body did not arrive within {self._timeout_s:g} s"
@@ -66,7 +67,7 @@ class Body:
                 left -= len(piece)
 
         try:
-            await asyncio.wait_for(pass_over(), _DRAIN_TIMEOUT_S)
+            await within(pass_over(), _DRAIN_TIMEOUT_S)
         except (asyncio.TimeoutError, ClientGone):
             self._ended = True
 

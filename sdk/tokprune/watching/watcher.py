@@ -16,6 +16,7 @@ from tokprune.running.request import AskOptions
 from tokprune.selectors import Selector
 from tokprune.types import Frame
 from tokprune.vlm import VLM
+from tokprune.waiting import until_told
 from tokprune.watching.events import Observation, Piece, WatchEvent
 from tokprune.watching.eye import Eye
 from tokprune.watching.gate import ChangeGate
@@ -241,8 +242,7 @@ class Watcher:
         self._wakers.append(wake)
         try:
             while (left_s := self._rounds.wait_s(due_s)) is not None:
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(news.wait(), left_s)
+                await until_told(news, left_s)
                 news.clear()
         finally:
             self._wakers.remove(wake)
