@@ -4,7 +4,8 @@
 
 writes docs/results/encode-stream.json and encode-stream.md. Drawn scenes with a camera's noise are
 asked "is there a green star?" frame by frame; somewhere on the way one appears. The full look and
-`Following` take turns, with the same budget.
+`Following` take turns, with the same budget. Questions of all groups about scenes in which nothing
+changes show what remembered vision tokens lose in the long run.
 """
 
 import json
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokprune
+from tokprune.scenes import suite
 from tokprune.scenes.drawing import draw
 from tokprune.scenes.scene import make_scene
 from tokprune.types import Array
@@ -42,6 +44,10 @@ class Options:
     within: int = 8
     """Looks in which every part of the picture is seen."""
     budget: float = 0.25
+    still: int = 300
+    """Questions about scenes in which nothing changes."""
+    looks: int = 33
+    """Frames of each of these."""
     seed: int = 1
     """Of the scenes."""
     note: str = ""
@@ -56,7 +62,7 @@ class Seen:
     stream: int
     frame: int
     way: str
-    there: bool
+    there: bool  # what is asked for; of still scenes: whether the answer is right
     said: str
     encoded: float  # share of the vision tokens
     vision_ms: float
@@ -107,12 +113,44 @@ def main() -> None:
                             round(sum(times.values()) - times["wait"] - times["decode"], 2),
                         )
                     )
-    result = {**machine(), "note": options.note, "options": _told(options), **summary(seen)}
+        kept = list(still(vlm, options))
+    told = {**machine(), "note": options.note, "options": _told(options)}
+    result = {**told, **summary(seen), "still": lasting(kept)}
     path = options.output / "encode-stream.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
     path.with_suffix(".md").write_text(text)
     Console().print(text, markup=False, soft_wrap=True)
+
+
+def still(vlm: tokprune.VLM, options: Options) -> Iterator[Seen]:
+    """Yield answers about scenes in which nothing changes but the camera's noise."""
+    samples = suite("test", options.still, tokens=SIDE * SIDE, questions=1)
+    for number, sample in enumerate(track(samples, "still scenes", total=options.still)):
+        if len(sample.pictures) != 1:
+            continue
+        (scene,) = sample.pictures
+        follow, noise = tokprune.Following(options.within), np.random.default_rng(number)
+        for frame in range(options.looks):
+            picture = _noisy(scene, noise)
+            ways = [(FOLLOW, follow), *[(FULL, "full")] * (frame % options.within == 0)]
+            for way, encode in ways:
+                answer = vlm.ask(picture, sample.question, options.budget, encode=encode)
+                right = answer.text.strip().casefold() == sample.answer.casefold()
+                share = answer.encoded / answer.total
+                yield Seen(number, frame, way, right, answer.text, share, 0.0, 0.0)
+
+
+def lasting(seen: Sequence[Seen]) -> dict[str, Any]:
+    """Return the share of right answers by the number of looks before."""
+    frames = sorted({each.frame for each in seen if each.way == FULL})
+    right = {
+        way: [mean(s.there for s in seen if (s.way, s.frame) == (way, frame)) for frame in frames]
+        for way in (FULL, FOLLOW)
+    }
+    later = [each.encoded for each in seen if each.way == FOLLOW and each.frame > 0]
+    count = len({each.stream for each in seen})
+    return {"questions": count, "frames": frames, "right": right, "encoded": mean(later)}
 
 
 def _told(options: Options) -> dict[str, Any]:
@@ -189,6 +227,20 @@ def markdown(result: dict[str, Any]) -> str:
     for name, key, form in rows:
         lines.append(f"| {name} | {form.format(full[key])} | {form.format(follow[key])} |")
     lines += ["", f"In the mean the first token comes {result['faster']:.2f} times as soon."]
+    lasts = result["still"]
+    lines += [
+        "",
+        "## Where nothing changes",
+        "",
+        f"{lasts['questions']} questions of all groups about one picture, test split: right "
+        f"answers after so many looks, {lasts['encoded']:.0%} of the vision tokens encoded in each "
+        "but the first.",
+        "",
+        "| looks before | " + " | ".join(map(str, lasts["frames"])) + " |",
+        "| --- |" + " ---: |" * len(lasts["frames"]),
+    ]
+    for way, shares in lasts["right"].items():
+        lines.append(f"| {way} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,9 +3,9 @@
     python tests/benchmarks/encode_ttft.py
 
 writes docs/results/encode-ttft.json and encode-ttft.md: checkpoints of the published sizes with
-random weights, on one thread, the ways to look interleaved. Times are the process's processor time,
-which other programs change little. Accuracy is no part of it: docs/encode.md has that of the demo
-VLMs, from scenes.py.
+random weights, on one thread, the ways to look interleaved, and a stream that is followed. Times
+are the process's processor time, which other programs change little. Accuracy is no part of it:
+docs/encode.md has that of the demo VLMs, from scenes.py and encode_stream.py.
 """
 
 import json
@@ -15,21 +15,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
 import real_checkpoints
 import tyro
+from jaxtyping import UInt8
 from machine import RESULTS, machine
 from rich.console import Console
 
 import tokprune
 from tokprune.budgets import KeepCount
+from tokprune.types import Array
 
 BUILT = Path(__file__).parents[2] / "build" / "benchmarks"
+FOLLOW = "follow"
+WITHIN = 8  # looks
+NOISE = 2.0  # standard deviation of a pixel, in grey levels
 QUESTION = "What stands in the way between the two tables on the left side of the room?"
 
 
@@ -41,6 +46,7 @@ class Model(NamedTuple):
     kept: tuple[int, ...]
     ways: tuple[str, ...]
     goals: dict[tuple[str, int], float]  # of a way and a number of kept tokens
+    frames: int  # of the stream, of which every fourth is looked at in full too
 
 
 MODELS: dict[str, Model] = {
@@ -50,13 +56,15 @@ MODELS: dict[str, Model] = {
         (364, 729, 1458, 1841),
         ("full", "lazy:1", "lazy:2", "lazy"),
         {("lazy:1", 364): 4.0, ("lazy", 1841): 2.0},
+        9,
     ),
     "Qwen2-VL-2B": Model(
         real_checkpoints.write_qwen2_vl,
         (1064, 1092),  # 38 x 39 vision tokens
         (371,),
-        ("full", "coarse:1", "coarse"),
+        ("full", "coarse:2", "coarse"),
         {("coarse", 371): 2.0},
+        9,
     ),
 }
 
@@ -68,7 +76,7 @@ class Options:
     models: tuple[str, ...] = tuple(MODELS)
     """Which of them."""
     rounds: int = 2
-    """How often each is asked."""
+    """How often each is asked; 0: the stream alone."""
     bundles: Path = BUILT
     """Where bundles are made, once each: 4 and 10 GiB."""
     note: str = ""
@@ -83,14 +91,14 @@ class Sample:
     model: str
     way: str
     budget: int
-    round: int
-    cpu_ms: float
-    ttft_ms: float
-    kept: int
-    encoded: int
-    total: int
-    encoder_runs: int
-    stages_ms: dict[str, float]
+    round: int  # or the frame of a stream
+    cpu_ms: float = 0.0
+    ttft_ms: float = 0.0
+    kept: int = 0
+    encoded: int = 0
+    total: int = 0
+    encoder_runs: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def main() -> None:
@@ -102,9 +110,14 @@ def main() -> None:
         bundle = options.bundles / f"{name}-bundle"
         if not bundle.exists():
             make_bundle(MODELS[name], bundle)
-        samples = list(measure(name, bundle, options.rounds))
-        found = {**machine(), "note": options.note, "rows": summary(name, samples)}
-        known[name] = {**found, "samples": [asdict(sample) for sample in samples]}
+        told = {**machine(), "note": options.note}
+        if options.rounds:
+            samples = list(measure(name, bundle, options.rounds))
+            looks = {"rows": summary(name, samples), "samples": list(map(asdict, samples))}
+            known[name] = {**known.get(name, {}), **told, **looks}
+        frames = list(follow(name, bundle))
+        stream = {**followed(frames), "samples": list(map(asdict, frames))}
+        known[name] = {**known.get(name, told), "stream": {**told, **stream}}
         path.write_text(json.dumps(known, indent=1) + "\n")
     text = markdown(known)
     (options.output / "encode-ttft.md").write_text(text)
@@ -130,30 +143,86 @@ def measure(name: str, bundle: Path, rounds: int) -> Iterator[Sample]:
     model = MODELS[name]
     random = np.random.default_rng(0)
     picture = random.integers(0, 256, (*model.size_hw, 3), np.uint8)
-    with tokprune.load(bundle, backend="cpu", threads=1, vision_cache_bytes=0) as vlm:
+    with loaded(bundle) as vlm:
         for number in range(rounds):
             for kept in model.kept:
                 for way in model.ways:
-                    began = time.process_time()
-                    answer = vlm.ask(
-                        picture, QUESTION, KeepCount(kept), encode=way, max_new_tokens=1
-                    )
-                    cpu_ms = 1e3 * (time.process_time() - began)
-                    sample = Sample(
-                        name,
-                        way,
-                        kept,
-                        number,
-                        round(cpu_ms, 1),
-                        round(answer.ttft_ms, 1),
-                        answer.kept,
-                        answer.encoded,
-                        answer.total,
-                        answer.encoder_runs,
-                        {stage: round(ms, 1) for stage, ms in answer.timings_ms.items()},
-                    )
-                    Console(stderr=True).print(f"{sample}", soft_wrap=True)
-                    yield sample
+                    yield asked(vlm, picture, Sample(name, way, kept, number), way)
+
+
+def follow(name: str, bundle: Path) -> Iterator[Sample]:
+    """Yield answers about the frames of a stream, a quarter of the vision tokens kept.
+
+    Every fourth frame is looked at in full as well: it costs the same whatever has changed.
+    """
+    model = MODELS[name]
+    kept, following = max(model.kept), tokprune.Following(WITHIN)
+    with loaded(bundle) as vlm:
+        for number, frame in enumerate(slowly(model)):
+            yield asked(vlm, frame, Sample(name, FOLLOW, kept, number), following)
+            if number % 4 == 1:
+                yield asked(vlm, frame, Sample(name, "full", kept, number), "full")
+
+
+def slowly(model: Model) -> Iterator[UInt8[Array, "h w 3"]]:
+    """Yield frames with a camera's noise, through which a square of 3 % of the picture moves."""
+    random = np.random.default_rng(0)
+    height, width = model.size_hw
+    scene = random.integers(0, 256, (height, width, 3), np.uint8)
+    thing = random.integers(0, 256, (height // 6, width // 6, 3), np.uint8)
+    for number in range(model.frames):
+        frame = scene.astype(np.float32)
+        left = 4 * number  # px a frame: a ninth to a tenth of the width in a second of 10 fps
+        frame[height // 3 :][: height // 6, left : left + width // 6] = thing
+        frame += random.normal(0, NOISE, frame.shape)
+        yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)
+
+
+def loaded(bundle: Path) -> tokprune.VLM:
+    """Return a model on one thread that encodes whatever it is asked about."""
+    return tokprune.load(bundle, backend="cpu", threads=1, vision_cache_bytes=0)
+
+
+def asked(
+    vlm: tokprune.VLM,
+    picture: UInt8[Array, "h w 3"],
+    sample: Sample,
+    encode: str | tokprune.Following,
+) -> Sample:
+    """Ask, and return what it took."""
+    began = time.process_time()
+    answer = vlm.ask(picture, QUESTION, KeepCount(sample.budget), encode=encode, max_new_tokens=1)
+    cpu_ms = 1e3 * (time.process_time() - began)
+    made = replace(
+        sample,
+        cpu_ms=round(cpu_ms, 1),
+        ttft_ms=round(answer.ttft_ms, 1),
+        kept=answer.kept,
+        encoded=answer.encoded,
+        total=answer.total,
+        encoder_runs=answer.encoder_runs,
+        stages_ms={stage: round(ms, 1) for stage, ms in answer.timings_ms.items()},
+    )
+    Console(stderr=True).print(f"{made}", soft_wrap=True)
+    return made
+
+
+def followed(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return what the frames of the stream took after the first, beside a full look at them."""
+    whole = [sample for sample in samples if sample.way == "full"]
+    later = [sample for sample in samples if sample.way == FOLLOW and sample.round > 0]
+    means = {
+        way: {
+            "cpu_ms": round(mean(sample.cpu_ms for sample in some), 1),
+            "vision_ms": round(mean(sample.stages_ms["vision"] for sample in some), 1),
+            "prefill_ms": round(mean(sample.stages_ms["prefill"] for sample in some), 1),
+            "encoded": round(mean(sample.encoded / sample.total for sample in some), 4),
+        }
+        for way, some in (("full", whole), (FOLLOW, later))
+    }
+    total, kept = whole[0].total, whole[0].kept
+    faster = means["full"]["cpu_ms"] / means[FOLLOW]["cpu_ms"]
+    return {"frames": len(later), "kept": kept, "total": total, "faster": faster, "ways": means}
 
 
 def summary(name: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -197,6 +266,8 @@ def markdown(results: dict[str, Any]) -> str:
         "to look, since random weights have no trained scorer.",
     ]
     for name, found in results.items():
+        if "rows" not in found:
+            continue
         told = f"{found['processor']}, {found['cores']} cores, {found['date']}. {found['note']}"
         lines += ["", f"## {name}", "", told]
         lines += [
@@ -215,7 +286,35 @@ def markdown(results: dict[str, Any]) -> str:
                 + " | ".join(f"{value:.2f}" for value in times)
                 + f" | {row['faster']:.2f}x | {goal} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *streams(results)]) + "\n"
+
+
+def streams(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the table of streams."""
+    yield from (
+        "",
+        "## A stream that changes slowly",
+        "",
+        "Frames with a camera's noise, through which a square of 3 % of the picture moves by 4 px "
+        f"a frame; `Following(within={WITHIN})`, means of the frames after the first, which is "
+        "encoded as a whole. `faster`: against a full look at the same frames. The goal is 3x.",
+        "",
+        "| model | frames | kept | of | encoded | first token, s: full | followed | vision, s: "
+        "full | followed | prefill, s | faster | measured |",
+        "| --- |" + " ---: |" * 10 + " --- |",
+    )
+    for name, found in results.items():
+        if "stream" not in found:
+            continue
+        stream = found["stream"]
+        full, mine = stream["ways"]["full"], stream["ways"][FOLLOW]
+        yield (
+            f"| {name} | {stream['frames']} | {stream['kept']} | {stream['total']} "
+            f"| {mine['encoded']:.1%} | {full['cpu_ms'] / 1e3:.1f} | {mine['cpu_ms'] / 1e3:.1f} "
+            f"| {full['vision_ms'] / 1e3:.1f} | {mine['vision_ms'] / 1e3:.1f} "
+            f"| {mine['prefill_ms'] / 1e3:.1f} | {stream['faster']:.2f}x "
+            f"| {stream['processor']}, {stream['date']}. {stream['note']} |"
+        )
 
 
 if __name__ == "__main__":

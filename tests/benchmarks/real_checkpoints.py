@@ -88,6 +88,8 @@ def write_qwen2_vl(folder: Path) -> None:
         tie_word_embeddings=True,
     )
     _copy_texts("qwen2_vl", folder)
+    pixels = {"shortest_edge": 3136, "longest_edge": 12845056}  # as published; the demo has fewer
+    change_settings(folder / "preprocessor_config.json", size=pixels)
     _write_model(folder, Qwen2VLForConditionalGeneration, config)
 
 

@@ -93,7 +93,13 @@ def stream_way(text: str) -> str | Following:
 
 
 def looking_of(
-    way: Way, ways: Ways, small: Callable[[], Small] | None, asked: Asked, *, scores: bool
+    way: Way,
+    ways: Ways,
+    small: Callable[[], Small] | None,
+    asked: Asked,
+    *,
+    scores: bool,
+    model: str = "",
 ) -> tuple[str, Looking]:
     """Return how a request is looked at, and the name of that.
 
@@ -103,12 +109,13 @@ def looking_of(
         small: makes the same request about the pictures at half their size.
         asked: the request.
         scores: whether the selector scores tokens.
+        model: tells it from others, to a `Following`.
 
     Raises:
         RequestInvalid: the family has no such way.
     """
     if way.follow is not None:
-        return "follow", Follow(way.follow, ways.cut)
+        return "follow", Follow(way.follow, ways.cut, model)
     if way.name not in ways.names:
         raise RequestInvalid(
             f"This bundle's family has no encode={way.name!r}; it has: {', '.join(ways.names)}"

@@ -19,7 +19,8 @@ def looking_for(model: Model, task: Task) -> tuple[str, Looking]:
     if task.seen is not None or task.each_alone or not task.media:
         return "full", FULL
     way, scores = way_of(task.options.encode), task.selector_name in SCORING
-    return looking_of(way, model.processor.ways, task.small, task.asked, scores=scores)
+    seal = model.bundle.manifest.seal
+    return looking_of(way, model.processor.ways, task.small, task.asked, scores=scores, model=seal)
 
 
 @dataclass(frozen=True)

@@ -139,4 +139,24 @@ def test_a_still_stream_costs_a_part_of_a_look_and_answers_the_same(
     assert [answer.encode for answer in answers] == ["follow"] * 4
     assert answers[0].encoded == 196
     assert len({answer.text for answer in answers}) == 1
-    assert all(answer.encoded <= 100 + 28 for answer in answers[1:])  # whole blocks; due ones
+    assert [answer.encoded for answer in answers[1:]] == [28] * 3  # seven of 49 blocks are due
+
+
+def test_crops_that_are_followed_say_what_the_full_look_says(demo_bundles: Bundles) -> None:
+    """All that has changed is encoded, but for pixels beside it that resizing changes a little."""
+    samples = list(suite("dev", 12, tokens=196, questions=1))
+    pictures = [
+        s.pictures[0] for s in samples if s.pictures[0].shape == samples[0].pictures[0].shape
+    ]
+    with tokprune.load(demo_bundles("llava_onevision"), backend="cpu", threads=1) as vlm:
+        follow, picture = Following(within=50), pictures[0]
+        crops = vlm.ask(picture, samples[0].question, 0.5, encode=follow).total
+        for other in pictures[1:5]:
+            picture = picture.copy()
+            half = picture.shape[0] // 2
+            picture[:half, :half] = other[:half, :half]  # one of four crops, and the whole
+            answer = vlm.ask(picture, samples[0].question, 0.5, encode=follow)
+            full = vlm.ask(picture, samples[0].question, 0.5, encode="full")
+            assert answer.encoded < crops
+            assert answer.text == full.text
+            assert np.isin(answer.selection.keep, full.selection.keep).mean() > 0.9
