@@ -136,7 +136,8 @@ distclean: clean ## remove the environments too
 build/bundles/%/manifest.json: .venv/.installed $$(wildcard $(CHECKPOINTS)/$$*/* $(CHECKPOINTS)/$$*/*/*) $(SOURCES)
 	rm -rf $(@D)
 	@mkdir -p build/bundles
-	$(BIN)/tokprune-export $(CHECKPOINTS)/$* $(@D) --saliency $(addprefix --scorer ,$(wildcard $(CHECKPOINTS)/$*/scorer.safetensors))
+	$(BIN)/tokprune-export $(CHECKPOINTS)/$* $(@D) --saliency $(addprefix --scorer ,$(wildcard $(CHECKPOINTS)/$*/scorer.safetensors)) \
+		$(addprefix --glance-scorer ,$(wildcard $(CHECKPOINTS)/$*/glance_scorer.safetensors))
 
 # The demo is one of the bundles under another name.
 build/demo/manifest.json: build/bundles/qwen2_vl/manifest.json

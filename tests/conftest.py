@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import soaking
 from random_checkpoint import write_checkpoint
+from shipped import scorers_of
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
@@ -142,7 +143,6 @@ def demo_bundles(demo_checkpoint: Path) -> Callable[..., Path]:
 
 def bundle_of(checkpoint: Path, precision: str = "fp32") -> Path:
     """Export a checkpoint with saliency and its scorer, unless it was."""
-    scorer = checkpoint / "scorer.safetensors"
     inputs = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for pattern in WRITERS:
         inputs += sorted(ROOT.glob(pattern))
@@ -151,7 +151,7 @@ def bundle_of(checkpoint: Path, precision: str = "fp32") -> Path:
         digest.update(path.name.encode() + path.read_bytes())
     bundle = ROOT / "build" / "tests" / f"demo-{digest.hexdigest()[:16]}"
     if not bundle.exists():
-        options = ["--scorer", str(scorer)] if scorer.exists() else []
+        options = scorers_of(checkpoint)
         export_bundle(checkpoint, bundle, "--precision", precision, "--saliency", *options)
     return bundle
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 import torch
+from torch import nn
 
 from tokprune.files import staged_folder
 from tokprune.manifest import (
@@ -37,7 +38,7 @@ from tokprune_export.parity_report import Notes, Row, report
 from tokprune_export.rounding import ROUNDED, find_rounding, observe_rounded
 from tokprune_export.saliency import layers_summed
 from tokprune_export.scorers import Scorer as ScorerFile
-from tokprune_export.scorers import load_scorer, size_of
+from tokprune_export.scorers import Size, TwoLooks, load_scorer, size_of
 
 TRAINED_SELECTOR = "relevance-spread"
 UNTRAINED_SELECTOR = "attention-spread"
@@ -65,6 +66,7 @@ class Plan:
     family: Family
     limits: Limits
     scorer: ScorerFile
+    glance_scorer: ScorerFile | None
     chat: Chat
     tokens: Tokens
     needs: preflight.Needs
@@ -102,7 +104,7 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     family = FAMILIES[checkpoint.family]
     family.check(checkpoint.config)
     limits = records.limits(options, checkpoint)
-    scorer = load_scorer(options.scorer, size_of(checkpoint.text_config))
+    scorer, glance_scorer = load_scorers(options, size_of(checkpoint.text_config))
     layers = saliency_layers(options, family, checkpoint)
     needed = preflight.needs(checkpoint, options.num_decoder_layers, options.precision)
     preflight.check(needed, options.output)
@@ -111,7 +113,35 @@ def make_plan(options: ExportOptions, step: Step) -> Plan:
     chat = compile_chat(checkpoint.texts, template)
     tokens = records.tokens(checkpoint, chat)
     verify_chat(checkpoint.texts, template, chat, tokens, checkpoint.family)
-    return Plan(options, checkpoint, family, limits, scorer, chat, tokens, needed, layers)
+    return Plan(
+        options, checkpoint, family, limits, scorer, glance_scorer, chat, tokens, needed, layers
+    )
+
+
+def load_scorers(options: ExportOptions, size: Size) -> tuple[ScorerFile, ScorerFile | None]:
+    """Read the scorer, and the one of first looks where there is one."""
+    scorer = load_scorer(options.scorer, size)
+    if options.glance_scorer is None:
+        return scorer, None
+    if options.scorer is None:
+        raise ExportRefused(
+            "Got --glance-scorer without --scorer: give the scorer of whole pictures too, or train "
+            "one for both (tokprune-train --glances 0.33)"
+        )
+    glance = load_scorer(options.glance_scorer, size)
+    if not glance.by_glances:
+        raise ExportRefused(
+            f"{options.glance_scorer} has no figures of first looks: train it for them, with "
+            "tokprune-train --glances 1"
+        )
+    return scorer, glance
+
+
+def network_of(plan: Plan) -> nn.Module:
+    """Return what the scorer graph computes."""
+    if plan.glance_scorer is None:
+        return plan.scorer.network
+    return TwoLooks(plan.scorer.network, plan.glance_scorer.network).eval()
 
 
 def saliency_layers(options: ExportOptions, family: Family, checkpoint: Checkpoint) -> int:
@@ -140,7 +170,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
         written.rounded,
         options.encoder_precision,
     )
-    rows = list(parity.check(bench, written.expected, plan.scorer.network))
+    rows = list(parity.check(bench, written.expected, network_of(plan)))
     outcome(rows)
     if failed := sum(not row.ok for row in rows):
         raise ParityFailed(f"{failed} of {len(rows)} comparisons are out of tolerance")
@@ -159,7 +189,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
         chat=plan.chat,
         tokens=plan.tokens,
         limits=plan.limits,
-        scorer=_scorer(plan.scorer),
+        scorer=_scorer(plan.scorer, plan.glance_scorer),
         saliency_layers=plan.saliency_layers,
         encoder_precision=options.encoder_precision,
         default_selector=TRAINED_SELECTOR if plan.scorer.trained else UNTRAINED_SELECTOR,
@@ -190,7 +220,7 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     step("first layer")
     first = graphs.write(graphs.first_layer(text), target, "first_layer")
     step("scorer")
-    source = graphs.scorer(plan.scorer.network, size_of(plan.checkpoint.text_config))
+    source = graphs.scorer(network_of(plan), size_of(plan.checkpoint.text_config))
     scorer = graphs.write(source, replace(target, precision="fp32"), "scorer")
     decoder = Decoder(text)
     if options.precision in ROUNDED:
@@ -216,13 +246,14 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     return Written(Graphs(vision, first, scorer, forms), shape, expected, rounded, left)
 
 
-def _scorer(scorer: ScorerFile) -> Scorer:
+def _scorer(scorer: ScorerFile, glance: ScorerFile | None) -> Scorer:
     return Scorer(
         kind=scorer.kind,
         trained=scorer.trained,
         modalities=list(scorer.modalities),
         metrics=scorer.metrics,
         metrics_by_modality=dict(scorer.metrics_by_modality),
+        glance_metrics=(glance or scorer).by_glances or {},
     )
 
 

@@ -72,7 +72,8 @@ class Classroom:
         pairs = [self._pair(network, label) for label in self.division.held.labels]
         row, glances = self.measured(list(predictions(network, pairs))), self._glances(network)
         kinds = self.division.modalities
-        scorer = Scorer(network, arch, kinds, row.overall._asdict(), row.apart())
+        seen = None if glances is None else glances._asdict()
+        scorer = Scorer(network, arch, kinds, row.overall._asdict(), row.apart(), seen)
         return Fitted(scorer, row, loss, glances)
 
     def _glances(self, network: Network) -> Quality | None:

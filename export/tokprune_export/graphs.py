@@ -17,7 +17,7 @@ from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm, UnbiasedOrtLl
 from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.parity import scorer_feeds
-from tokprune_export.scorers import Size
+from tokprune_export.scorers import Size, TwoLooks
 
 FOLDER = "onnx"
 LLM_DATA = "llm.onnx.data"  # of all forms
@@ -85,6 +85,8 @@ def scorer(network: nn.Module, size: Size) -> Source:
         "embeds": ("n", size.hidden),
         "words": ("u", size.hidden),
     }
+    if isinstance(network, TwoLooks):
+        arrays["glance"], axes["glance"] = np.zeros(1, np.float32), (1,)
     return Source(
         network,
         inputs=tuple(Input(k, torch.from_numpy(arrays[k]), axes[k]) for k in axes),

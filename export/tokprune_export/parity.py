@@ -20,7 +20,7 @@ from tokprune.types import Array, Region
 from tokprune_export.errors import ParityFailed
 from tokprune_export.oracle import Expected, Run
 from tokprune_export.parity_report import EXACT, ROUNDING, RULES, Row, Rule, compare, with_ties
-from tokprune_export.scorers import Size
+from tokprune_export.scorers import Size, TwoLooks
 from tokprune_export.widen import widen, widened_form
 from tokprune_runtimes import Carry, Graph, load_graph
 
@@ -187,11 +187,23 @@ def _scorer(bench: Bench, network: nn.Module) -> Iterator[Row]:
     rule = bench.rule if bench.precision == "fp32" else rule
     for grids, rows, asked in (((1, 1),), 1, 0), (((8, 3),), 9, 4), (((5, 7), (2, 9)), 31, 12):
         feeds = scorer_feeds(random, grids, size, rows, asked)
-        with torch.no_grad():
-            oracle = network(**{name: torch.from_numpy(feeds[name]) for name in feeds}).numpy()
-        ours = graph.run({name: feeds[name] for name in names})["relevance"]
         case = f"{' and '.join(f'{h}x{w}' for h, w in grids)}, {asked}/{rows} rows"
-        yield compare("scorer", "", case, ours, oracle, rule)
+        for look, told in _looks(network).items():
+            given = {**feeds, **told}
+            with torch.no_grad():
+                oracle = network(**{name: torch.from_numpy(given[name]) for name in given}).numpy()
+            ours = graph.run({name: given[name] for name in names})["relevance"]
+            yield compare("scorer", "", case + look, ours, oracle, rule)
+
+
+def _looks(network: nn.Module) -> dict[str, dict[str, Array]]:
+    """Return what a network is told of looks; nothing, where one scores all."""
+    if not isinstance(network, TwoLooks):
+        return {"": {}}
+    return {
+        "": {"glance": np.zeros(1, np.float32)},
+        ", first look": {"glance": np.ones(1, np.float32)},
+    }
 
 
 def scorer_feeds(

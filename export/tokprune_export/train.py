@@ -211,8 +211,6 @@ def _train(
                 "others": json.dumps(overall, sort_keys=True),
                 "others_by_modality": json.dumps(apart, sort_keys=True),
             }
-            if (seen := fitted[arch].glances) is not None:
-                notes["by_glances"] = json.dumps(seen._asdict(), sort_keys=True)
             save_scorer(path, fitted[arch].scorer, size, notes)
             Console().print(f"wrote {path} ({arch})", highlight=False, soft_wrap=True)
 

@@ -246,9 +246,8 @@ def _scorer(path: Path) -> str:
     rows = [_agreement(kinds[kind], metrics) for kind, metrics in found.items()]
     apart = json.loads(facts["metrics_by_modality"])
     rows += [_agreement(f"shipped, on {name}s", metrics) for name, metrics in apart.items()]
-    if "by_glances" in facts:
-        name = "shipped, from the first of two looks alone"
-        rows.append(_agreement(name, json.loads(facts["by_glances"])))
+    for file in (path, path.with_name("glance_scorer.safetensors")):
+        rows += _by_glances(file)
     table = "\n".join(rows)
     return f"""\
 ## Scorer
@@ -261,6 +260,16 @@ their answers move when the best-scored tokens alone are left:
 | scorer | recall at 50 % | recall at 25 % | Spearman | KL | KL of answers, 25 and 11 % kept |
 |---|---|---|---|---|---|
 {table}"""
+
+
+def _by_glances(path: Path) -> list[str]:
+    """What a scorer makes of first looks, if it has learnt from any."""
+    if not path.exists():
+        return []
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    name = f"{path.stem}, from the first of two looks alone"
+    return [_agreement(name, json.loads(facts["by_glances"]))] if "by_glances" in facts else []
 
 
 def _agreement(name: str, metrics: Mapping[str, float]) -> str:

@@ -3,7 +3,8 @@
     python samples/scenes/make_scorer.py samples/scenes/checkpoints/vila WORK
 
 WORK gets the pictures and questions, the labels and two networks: `scorer.safetensors`, which goes
-into the checkpoint's folder, and the paper's, trained as the paper does, as `other.safetensors`.
+into the checkpoint's folder, and the paper's, trained as the paper does, as `other.safetensors`;
+with --glance-scorer a third, for the first of two looks, which goes there too.
 With --small nothing is shipped: those have seen at most 64 vision tokens (and a newline), and show
 how far a scorer carries. A run that broke goes on. The card tells of the scorer once
 `evaluate_checkpoint.py --card-only` has written it again.
@@ -42,7 +43,10 @@ class Options:
     videos, so that there are fewer."""
     glances: float | None = None
     """Share of the questions that are shown as glances, if not tokprune-train's own. Qwen2-VL's
-    scorer was made with 0 (docs/encode.md says why), LLaVA-OneVision's with tokprune-train's."""
+    scorer was made with 0, LLaVA-OneVision's with tokprune-train's."""
+    glance_scorer: bool = False
+    """Whether first looks get a scorer of their own, `glance_scorer.safetensors`, as Qwen2-VL's do
+    (docs/encode.md says why)."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
@@ -91,20 +95,26 @@ def main() -> None:
     if not folder.exists():
         write_questions(options, folder)
     best = options.work / "scorer.safetensors"
-    train(options, folder, best, "asked")
-    train(options, folder, options.work / "other.safetensors", "paper")
-    if not options.small:
-        shutil.copyfile(best, options.checkpoint / best.name)
+    glance = options.work / "glance_scorer.safetensors"
+    train(options, folder, best, "asked", options.glances)
+    train(options, folder, options.work / "other.safetensors", "paper", options.glances)
+    if options.glance_scorer:
+        train(options, folder, glance, "asked", 1.0)
+    for made in (best, *[glance] * options.glance_scorer):
+        if not options.small:
+            shutil.copyfile(made, options.checkpoint / made.name)
 
 
-def train(options: Options, questions: Path, target: Path, arch: str) -> None:
+def train(
+    options: Options, questions: Path, target: Path, arch: str, glances: float | None
+) -> None:
     """Train one network; the labels are made once."""
     target.unlink(missing_ok=True)  # of a run that broke, or of another checkpoint
     command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
     given = (str(questions / "data.jsonl"), str(target), "--scorer-arch", arch)
     cache = ("--cache", str(options.work / "labels"), "--seed", str(options.seed))
-    glances = () if options.glances is None else ("--glances", str(options.glances))
-    subprocess.run([*command, *given, *cache, *glances], check=True)
+    shown = () if glances is None else ("--glances", str(glances))
+    subprocess.run([*command, *given, *cache, *shown], check=True)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ class ScorerGraph:
             "cells": layout.cells,
             "embeds": vision.embeds,
             "words": first.words,
+            "glance": np.full(1, vision.glance, np.float32),
         }
         feeds = {name: value for name, value in offered.items() if name in self.inputs}
         return self.graph.run(feeds)["relevance"]

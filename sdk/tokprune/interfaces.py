@@ -121,6 +121,7 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
         "cells": Shape("int64", (_FREE,)),
         "embeds": Shape(f32, (_FREE, hidden)),
         "words": Shape(f32, (_FREE, hidden)),
+        "glance": Shape(f32, (1,)),
     }
     yield from _vision_outputs(manifest)
     yield from _fits("first_layer", graphs.first_layer.inputs, first)

@@ -92,6 +92,7 @@ class Scorer(_Strict, frozen=True):
     modalities: list[Modality]  # that it was trained on; empty if untrained
     metrics: Metrics  # empty if untrained
     metrics_by_modality: dict[Modality, Metrics]  # empty where there is one modality only
+    glance_metrics: Metrics = {}  # of first looks (encode="coarse", "lazy"); empty: never seen any
 
 
 class Chat(_Strict, frozen=True):

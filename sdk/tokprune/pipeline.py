@@ -1,7 +1,7 @@
 """The whole data flow: picture -> vision encoder -> first layer -> scorer -> selection -> LLM."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tokprune.budgets import Budget
@@ -43,7 +43,7 @@ class Pipeline:
         look, looks = self.looking.first(asked), list[Look]()
         while True:
             looks.append(look)
-            vision = self.vision_graph(look.media)
+            vision = replace(self.vision_graph(look.media), glance=not look.last)
             first = self.first_layer(look.prompt, vision)  # lazy: computed when it is read
             ranking = self.rank(look, vision, first)
             closer = self.looking.next(asked, looks, vision, ranking)

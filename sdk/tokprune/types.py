@@ -132,6 +132,7 @@ class VisionTokens:
     # Attention that each gets inside the vision encoder, 0 of newlines; None: its graph tells none.
     # Only comparable within a frame or tile: each shares out 1 a layer among its patches.
     saliency: Float32[Array, " n"] | None = None
+    glance: bool = False  # the first of two looks: it only tells where to look
 
     def __post_init__(self) -> None:
         patches = int((self.where[:, KIND] == PATCH).sum())

@@ -26,6 +26,7 @@ import tyro
 from machine import RESULTS, machine
 from rich.console import Console
 from rich.progress import track
+from shipped import scorers_of
 
 import tokprune
 from tokprune.families.qwen2_vl import patch_positions
@@ -188,7 +189,7 @@ def demo(family: str, precision: str) -> Path:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         code = "from tokprune_export.cli import export_main; export_main()"
-        given = ["--scorer", str(checkpoint / "scorer.safetensors")]
+        given = scorers_of(checkpoint)
         narrow = ["--encoder-precision", "int8"] if precision == "int8" else []
         command = [sys.executable, "-c", code, str(checkpoint), str(folder), *given, *narrow]
         subprocess.run(command, check=True)

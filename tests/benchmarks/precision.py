@@ -25,6 +25,7 @@ import tyro
 from machine import RESULTS, machine
 from rich.console import Console
 from rich.progress import track
+from shipped import scorers_of
 
 import tokprune
 from tokprune.llm import Call, feeds_of
@@ -196,7 +197,7 @@ def demo(bundles: Path, precision: Precision) -> Path:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         code = "from tokprune_export.cli import export_main; export_main()"
-        given = ["--precision", precision, "--scorer", str(CHECKPOINT / "scorer.safetensors")]
+        given = ["--precision", precision, *scorers_of(CHECKPOINT)]
         command = [sys.executable, "-c", code, str(CHECKPOINT), str(folder), *given]
         subprocess.run(command, check=True)
     return folder

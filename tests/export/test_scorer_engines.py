@@ -7,14 +7,28 @@ from engine_builds import Built
 from torch import nn
 
 from tokprune_export import graphs
-from tokprune_export.scorers import AskedScorer, AttentionMean, GridScorer, PaperScorer, Size
+from tokprune_export.scorers import (
+    AskedScorer,
+    AttentionMean,
+    GridScorer,
+    PaperScorer,
+    Size,
+    TwoLooks,
+)
 
 pytestmark = pytest.mark.torch
 SIZES = dict.fromkeys(("u", "r", "H", "W"), (1, 4, 16))
 
 
 @pytest.mark.parametrize(
-    "network", [AttentionMean(), PaperScorer(), GridScorer(4), AskedScorer(4, 128)]
+    "network",
+    [
+        AttentionMean(),
+        PaperScorer(),
+        GridScorer(4),
+        AskedScorer(4, 128),
+        TwoLooks(AskedScorer(4, 128), GridScorer(4)),
+    ],
 )
 def test_tensorrt_builds_every_scorer(network: nn.Module, tmp_path: Path) -> None:
     (tmp_path / graphs.FOLDER).mkdir()

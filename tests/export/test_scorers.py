@@ -216,7 +216,8 @@ def test_the_papers_network_has_its_size_and_ignores_the_scale_of_attention() ->
 def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: Path) -> None:
     metrics = {"recall_at_25": 0.5, "samples": 7.0}
     apart: dict[Modality, Metrics] = {"picture": metrics, "video": {"recall_at_25": 0.25}}
-    scorer = Scorer(made(kind), kind, ("picture", "video"), metrics, apart)
+    glances = {"recall_at_25": 0.125} if kind == "asked" else None
+    scorer = Scorer(made(kind), kind, ("picture", "video"), metrics, apart, glances)
     save_scorer(tmp_path / "scorer.safetensors", scorer, SIZE, {"model": "demo"})
     again = load_scorer(tmp_path / "scorer.safetensors", SIZE)
     assert again[1:] == scorer[1:]
@@ -228,7 +229,7 @@ def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: 
 
 def test_no_file_gives_the_mean_attention() -> None:
     scorer = load_scorer(None, SIZE)
-    assert scorer[1:] == ("attention", (), {}, {})
+    assert scorer[1:] == ("attention", (), {}, {}, None)
     assert not scorer.trained
 
 

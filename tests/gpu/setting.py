@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from shipped import scorers_of
+
 import tokprune
 from tokprune.bundle import open_bundle
 from tokprune.engines.building import BuildOptions, build_engines
@@ -42,9 +44,9 @@ class Setting:
             Skipped: it is not there, and cannot be exported here.
         """
         target = self.work / f"{family}-{precision}"
-        scorer = CHECKPOINTS / family / "scorer.safetensors"
+        checkpoint = CHECKPOINTS / family
         if not target.exists():
-            export(CHECKPOINTS / family, target, precision, ("--scorer", str(scorer)))
+            export(checkpoint, target, precision, (*scorers_of(checkpoint),))
         return target
 
     def open(self, bundle: Path) -> VLM:

@@ -4,6 +4,7 @@
     PaperScorer     the network of arXiv:2506.01097, open points as in its class
     GridScorer      rows and heads as channels of small 2-D convolutions over each region's grid
     AskedScorer     the same, what the tokens look like, and the words of the question
+    TwoLooks        two of these, the second for the first of two looks (`glance [1]`)
 
 All take `attention [a, u, n]`, `question [u]`, `index [r, rows, columns]` and `cells [n]`
 (tokprune.canvas), `embeds [n, d]` and `words [u, d]` (what the LLM is fed of the text rows), and
@@ -23,6 +24,7 @@ from tokprune_export.scorers.files import (
 )
 from tokprune_export.scorers.grid import TEXT_ROWS, GridScorer
 from tokprune_export.scorers.paper import AttentionMean, PaperScorer, mean_rows
+from tokprune_export.scorers.two_looks import TwoLooks
 
 __all__ = [
     "NETWORKS",
@@ -35,6 +37,7 @@ __all__ = [
     "PaperScorer",
     "Scorer",
     "Size",
+    "TwoLooks",
     "load_scorer",
     "mean_rows",
     "save_scorer",

@@ -50,6 +50,7 @@ class Scorer(NamedTuple):
     modalities: Sequence[Modality]  # that it was trained on
     metrics: Metrics
     metrics_by_modality: Mapping[Modality, Metrics]  # empty where there is one modality only
+    by_glances: Metrics | None = None  # of first looks; None: it was trained on none
 
     @property
     def trained(self) -> bool:
@@ -77,6 +78,8 @@ def save_scorer(path: Path, scorer: Scorer, size: Size, notes: Mapping[str, str]
         "metrics": json.dumps(scorer.metrics, sort_keys=True),
         "metrics_by_modality": json.dumps(scorer.metrics_by_modality, sort_keys=True),
     }
+    if scorer.by_glances:
+        metadata["by_glances"] = json.dumps(scorer.by_glances, sort_keys=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in scorer.network.state_dict().items()}
     atomic_write(path, _in_order(save(tensors, metadata=metadata)))
 
@@ -123,7 +126,8 @@ def load_scorer(path: Path | None, size: Size) -> Scorer:
     network = NETWORKS[kind](size)
     _fill(network, tensors, path)
     facts = _facts(metadata, path)
-    return Scorer(network.eval(), kind, facts.modalities, facts.metrics, facts.metrics_by_modality)
+    apart = facts.metrics_by_modality
+    return Scorer(network.eval(), kind, facts.modalities, facts.metrics, apart, facts.by_glances)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -172,6 +176,7 @@ class _Facts(msgspec.Struct, frozen=True):
     # files from before there were videos say nothing of modalities
     modalities: Annotated[tuple[Modality, ...], msgspec.Meta(min_length=1)] = ("picture",)
     metrics_by_modality: dict[Modality, Metrics] = {}
+    by_glances: Metrics | None = None
 
 
 def _facts(metadata: Mapping[str, str], path: Path) -> _Facts:

@@ -139,8 +139,8 @@ class _Tiles:
         differences: Array = np.abs(self.pixels - before).mean(axis=1)  # of the colours
         tiles, height, width = differences.shape
         down, across = -(-height // SQUARE), -(-width // SQUARE)
-        row: Array = np.arange(height) // SQUARE
-        column: Array = np.arange(width) // SQUARE
+        row = np.asarray([y // SQUARE for y in range(height)], np.int64)
+        column = np.asarray([x // SQUARE for x in range(width)], np.int64)
         square: Array = np.ravel(row[:, None] * across + column)
         sizes = np.bincount(square, minlength=down * across)
         flat = np.reshape(differences, (tiles, height * width))
