@@ -131,8 +131,8 @@ def load_scorers(options: ExportOptions, size: Size) -> tuple[ScorerFile, Scorer
     glance = load_scorer(options.glance_scorer, size)
     if not glance.by_glances:
         raise ExportRefused(
-            f"{options.glance_scorer} has no figures of first looks: train it for them, with "
-            "tokprune-train --glances 1"
+            f"{options.glance_scorer} has no figures of first looks: train it on some, with "
+            "tokprune-train --glances 0.33"
         )
     return scorer, glance
 

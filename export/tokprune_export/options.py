@@ -30,8 +30,8 @@ class ExportOptions:
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     glance_scorer: Path | None = None
-    """Scorer file of `tokprune-train --glances 1`: scores the first of two looks (encode="coarse",
-    encode="lazy") in the place of --scorer."""
+    """Scorer file of `tokprune-train` that has learnt from glances: scores the first of two looks
+    (encode="coarse", encode="lazy") in the place of --scorer."""
     saliency: bool = False
     """Let the vision encoder tell how much attention each vision token gets inside it, which some
     selectors read. It costs encoder time: its attention is computed once more in those layers."""

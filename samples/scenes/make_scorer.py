@@ -46,7 +46,8 @@ class Options:
     scorer was made with 0, LLaVA-OneVision's with tokprune-train's."""
     glance_scorer: bool = False
     """Whether first looks get a scorer of their own, `glance_scorer.safetensors`, as Qwen2-VL's do
-    (docs/encode.md says why)."""
+    (docs/encode.md says why). It learns from glances and whole looks, for twice as long: from
+    glances alone it learnt less."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
@@ -99,14 +100,19 @@ def main() -> None:
     train(options, folder, best, "asked", options.glances)
     train(options, folder, options.work / "other.safetensors", "paper", options.glances)
     if options.glance_scorer:
-        train(options, folder, glance, "asked", 1.0)
+        train(options, folder, glance, "asked", 1 / 3, epochs=16)
     for made in (best, *[glance] * options.glance_scorer):
         if not options.small:
             shutil.copyfile(made, options.checkpoint / made.name)
 
 
 def train(
-    options: Options, questions: Path, target: Path, arch: str, glances: float | None
+    options: Options,
+    questions: Path,
+    target: Path,
+    arch: str,
+    glances: float | None,
+    epochs: int | None = None,
 ) -> None:
     """Train one network; the labels are made once."""
     target.unlink(missing_ok=True)  # of a run that broke, or of another checkpoint
@@ -114,7 +120,8 @@ def train(
     given = (str(questions / "data.jsonl"), str(target), "--scorer-arch", arch)
     cache = ("--cache", str(options.work / "labels"), "--seed", str(options.seed))
     shown = () if glances is None else ("--glances", str(glances))
-    subprocess.run([*command, *given, *cache, *shown], check=True)
+    long = () if epochs is None else ("--epochs", str(epochs))
+    subprocess.run([*command, *given, *cache, *shown, *long], check=True)
 
 
 if __name__ == "__main__":

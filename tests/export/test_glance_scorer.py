@@ -109,7 +109,7 @@ def test_one_of_first_looks_alone_is_refused(options: ExportOptions, tmp_path: P
         export.export(alone, lambda step: None, lambda rows: None)
     assert options.scorer is not None
     never = replace(options, output=tmp_path / "bundle", glance_scorer=options.scorer)
-    with pytest.raises(ExportRefused, match="no figures of first looks: train it for them"):
+    with pytest.raises(ExportRefused, match="no figures of first looks: train it on some"):
         export.export(never, lambda step: None, lambda rows: None)
     wrong = replace(options, output=tmp_path / "bundle", glance_scorer=tmp_path / "none")
     with pytest.raises(tokprune.RequestInvalid, match="There is no scorer file"):

@@ -59,8 +59,8 @@ class Watch:
     selector: str | None = None
     """How tokens are chosen; the bundle's default if not given."""
     encode: str = "full"
-    """What the vision encoder is shown, as in `tokprune ask`; or follow, follow:8: what mattered,
-    what moved, and every part of the picture at least once in 8 answers."""
+    """What the vision encoder is shown, as in `tokprune ask`; or follow, follow:8: what has moved,
+    and every part of the picture at least once in 8 answers."""
     max_new_tokens: int = 64
     """Bound of an answer's length."""
     choice: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -7,7 +7,7 @@
     repeats   everything but what repeats pixels that were encoded already
     auto      lazy where there are crops, else full: what is exact
 
-A `Following` in the place of a name keeps what it saw from one picture of a stream to the next.
+A `Following` in the place of a name remembers a stream's vision tokens, and encodes what has moved.
 """
 
 from tokprune.looking.coarse import Coarse, Small, below, frames_in

@@ -8,7 +8,7 @@ import pytest
 from timed_machine import calibration
 
 import tokprune
-from tokprune import Answer, Auto, BudgetImpossible, Deadline, KeepMass
+from tokprune import Answer, Auto, BudgetImpossible, Deadline, Following, KeepMass
 from tokprune.budgets import BudgetLike
 from tokprune.model import Model
 from tokprune.scenes import suite
@@ -30,7 +30,10 @@ def model(demo_bundles: Callable[..., Path]) -> Iterator[Model]:
 
 
 def ask(
-    model: Model, asked: tuple[Images, str], budget: BudgetLike, encode: str = "full"
+    model: Model,
+    asked: tuple[Images, str],
+    budget: BudgetLike,
+    encode: str | Following = "full",
 ) -> Answer:
     """Ask the demo Qwen2-VL by the clock of an encoder that is 100 times as slow.
 
@@ -86,6 +89,21 @@ def test_what_even_two_looks_miss_is_refused_or_late(
         ask(model, question, Deadline(1000), "coarse")
     late = ask(model, question, Deadline(300, best_effort=True), "coarse")
     assert (late.encode, late.kept, late.encoded) == ("coarse", 16, 49 + 16)
+
+
+def test_frames_that_are_followed_meet_deadlines_that_the_whole_encoder_misses(
+    model: Model, question: tuple[Images, str]
+) -> None:
+    follow = Following(within=8)
+    with pytest.raises(BudgetImpossible):
+        ask(model, question, Deadline(900), follow)  # the first frame is encoded as a whole
+    assert ask(model, question, 0.25, follow).encoded == TOTAL
+    answer = ask(model, question, Deadline(900), follow)
+    assert (answer.encode, answer.encoded) == ("follow", 28)  # 571 ms on paper
+    assert answer.kept > 16
+    with pytest.raises(BudgetImpossible):
+        ask(model, question, Deadline(500), follow)
+    assert ask(model, question, Auto(900, p=0.5), follow).encoded == 28
 
 
 def test_relevance_and_time_together_encode_what_is_needed(
