@@ -17,7 +17,7 @@ from tokprune.families import FAMILIES, Processor
 from tokprune_export import vila_checkpoint
 from tokprune_export.errors import ExportRefused
 from tokprune_export.layouts import Config, Layout, read_json
-from tokprune_export.weights import shapes
+from tokprune_export.weights import shapes, weight_files
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -71,8 +71,8 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> list[Path]:
-        """All safetensors files of all parts."""
-        return [p for part in self.layout.parts for p in sorted((self.folder / part).glob(WEIGHTS))]
+        """The weights of all parts: scorers that lie beside them are none."""
+        return [path for part in self.layout.parts for path in weight_files(self.folder / part)]
 
     def weights(self, layers: int | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield names and shapes, of the first `layers` decoder layers only, if given."""

@@ -7,6 +7,7 @@ import pytest
 
 from tokprune_export.checkpoint import Checkpoint, open_checkpoint, open_processor
 from tokprune_export.errors import ExportRefused
+from tokprune_export.teacher import fingerprint
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen2_vl",
@@ -63,6 +64,17 @@ def test_shards_are_found_through_their_index(tmp_path: Path) -> None:
     found = open_checkpoint(str(folder))
     assert found.parameters() == 16 * 8 + 64 + 32 + 5
     assert "model.safetensors.index.json" not in {path.name for path in found.text_files}
+
+
+def test_a_scorer_beside_the_weights_makes_no_other_checkpoint(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    before = fingerprint(open_checkpoint(str(folder)))
+    (folder / "scorer.safetensors").write_bytes(safetensors({"a": [3]}))
+    again = open_checkpoint(str(folder))
+    assert [path.name for path in again.weight_files] == ["model.safetensors"]
+    assert fingerprint(again) == before
+    (folder / "model.safetensors").write_bytes(safetensors({**SHAPES, "a": [3]}))
+    assert fingerprint(open_checkpoint(str(folder))) != before
 
 
 def test_only_text_goes_into_the_bundle(tmp_path: Path) -> None:
