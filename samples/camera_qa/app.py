@@ -26,7 +26,7 @@ from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
 from tokprune.camera.naming.sources import parse_source
 from tokprune.errors import BackendUnavailable, RequestInvalid
-from tokprune.looking import way_of
+from tokprune.looking import stream_way
 from tokprune.selectors import method_of
 from tokprune.serving.running import address_of, bound
 
@@ -60,7 +60,8 @@ class CameraPage:
     """How vision tokens are chosen; the bundle's default if not given."""
     encode: str = "full"
     """What the vision encoder is shown at the beginning: full, lazy, lazy:2, coarse, coarse:2,
-    repeats, repeats:0.02 or auto; `tokprune ask --help` explains them."""
+    repeats, repeats:0.02 or auto (`tokprune ask --help` explains them); follow, follow:8: what has
+    moved, and every part of the picture at least once in 8 answers."""
     max_new_tokens: int = 64
     """The longest answer, in tokens."""
     window: int = 1
@@ -157,7 +158,7 @@ def check(command: CameraPage) -> None:
         raise RequestInvalid(f"--keep-frames-mb must be 0 or more, got {command.keep_frames_mb}")
     if command.selector is not None:
         method_of(command.selector)
-    way_of(command.encode)
+    stream_way(command.encode)
     parse_budget(command.budget)
 
 
@@ -212,7 +213,7 @@ def greeting(vlm: tokprune.VLM, command: CameraPage, *, drawn: bool) -> "Hello":
         backend=vlm.backend,
         selectors=vlm.model.selectors,
         default_selector=manifest.default_selector,
-        encodes=vlm.model.processor.ways.names,
+        encodes=(*vlm.model.processor.ways.names, *["follow"] * (command.window == 1)),
         presets=presets(drawn=drawn),
         longest=LONGEST_ANSWER,
         logging=written,

@@ -159,6 +159,11 @@ def test_what_is_encoded_can_be_chosen_and_is_told_where_it_is_not_all(
     assert 0 < int(count) < 192
     assert (encoded, way) == ("encoded", "(coarse)")
     assert f" · {count} encoded · " in text(one, "#history li:first-child .figures")
+    one.select_option("#encode", "follow")
+    ask(one, "what shape is red?")
+    until(one, "document.querySelector('#encoded').textContent.endsWith('(follow)')")
+    ask(one, "what shape is red?")
+    until(one, "parseInt(document.querySelector('#encoded').textContent) < 100")
 
 
 def test_choices_are_answered_with_probabilities_and_stay_text(

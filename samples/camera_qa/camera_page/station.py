@@ -26,6 +26,7 @@ from camera_page.layers import layers_of
 from camera_page.messages import Mode, Set
 from camera_page.photos import ASKED_PX, Photo, sheet_of
 from tokprune import watching
+from tokprune.looking import stream_way
 from tokprune.types import Clip
 
 _log = logging.getLogger("camera_page")
@@ -89,7 +90,7 @@ class Station:
             every_s=beginning.every_s,
             listener=self._heard,
             max_new_tokens=beginning.max_new_tokens,
-            encode=beginning.encode,
+            encode=stream_way(beginning.encode),
         )
         self._thread = Thread(target=self._watch, name=f"station-{number}", daemon=True)
         self._thread.start()
@@ -104,6 +105,8 @@ class Station:
         settings = msgspec.structs.replace(self.settings, **given)
         if "choices" in given:
             given["choices"] = tuple(given["choices"]) or None
+        if "encode" in given:
+            given["encode"] = stream_way(given["encode"])
         self._watcher.update(**given)
         self._set(settings)
 

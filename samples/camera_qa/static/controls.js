@@ -35,6 +35,7 @@ const ENCODES = {
   coarse: "Half the size, then in full what the question points to.",
   repeats: "Nothing twice.",
   auto: "The cheapest of these that fits.",
+  follow: "What has moved, and every part of the picture once in eight answers.",
 };
 const START = { share: 0.5, mass: 0.9, auto: Math.log10(300), ttft: Math.log10(300) };
 
