@@ -12,6 +12,7 @@ from tokprune.looking.showing import Cut
 from tokprune.types import Array, Prepared, Region
 
 BLOCK = 2  # side of the smallest part of a picture, in vision tokens
+AROUND = 1  # vision tokens around what is encoded that are encoded with it
 SQUARE = 16  # px, side of the smallest place of a tile in which a change is noticed
 
 
@@ -107,18 +108,34 @@ class _Blocks:
     def shown(
         self, parts: Bool[Array, " parts"], old: Outputs, new: Outputs
     ) -> tuple[Prepared, int]:
-        """Return the picture with the tokens of some blocks encoded."""
-        places = np.flatnonzero(parts[self._of])
+        """Return the picture with the tokens of some blocks encoded.
+
+        Those around them are encoded with them, to be attended to, and are not kept: their own
+        surroundings are not there.
+        """
+        new_tokens = parts[self._of]
+        places = np.flatnonzero(self._with_surroundings(new_tokens))
+        stay = new_tokens[places]
         made = self._cut(self._picture, places)
 
         def pack(outputs: list[Array]) -> Array:
             encoded = made.pack(outputs)
             tokens: Array = np.array(old.held[encoded.shape[-1]][0])
-            tokens[places] = encoded
+            tokens[places[stay]] = encoded[stay]
             new.held[tokens.shape[-1]] = [tokens]
             return tokens
 
         return replace(self._picture, calls=made.calls, pack=pack), len(places)
+
+    def _with_surroundings(self, tokens: Bool[Array, " n"]) -> Bool[Array, " n"]:
+        """Mark the tokens around some too, diagonally as well."""
+        region = self._picture.regions[0]
+        grid: Array = np.reshape(tokens, (region.rows, region.columns))
+        around = 2 * AROUND + 1
+        padded: Array = np.pad(grid, AROUND)
+        windows: Array = np.lib.stride_tricks.sliding_window_view(padded, (around, around))
+        marked = np.asarray(windows.any(axis=(2, 3)))
+        return np.ravel(marked)
 
 
 class _Tiles:

@@ -96,14 +96,15 @@ def test_frames_that_are_followed_meet_deadlines_that_the_whole_encoder_misses(
 ) -> None:
     follow = Following(within=8)
     with pytest.raises(BudgetImpossible):
-        ask(model, question, Deadline(900), follow)  # the first frame is encoded as a whole
+        ask(model, question, Deadline(1800), follow)  # the first frame is encoded as a whole
     assert ask(model, question, 0.25, follow).encoded == TOTAL
-    answer = ask(model, question, Deadline(900), follow)
-    assert (answer.encode, answer.encoded) == ("follow", 28)  # 571 ms on paper
+    answer = ask(model, question, Deadline(1800), follow)
+    assert answer.encode == "follow"
+    assert 28 < answer.encoded < 80  # 571 to 1633 ms on paper
     assert answer.kept > 16
     with pytest.raises(BudgetImpossible):
         ask(model, question, Deadline(500), follow)
-    assert ask(model, question, Auto(900, p=0.5), follow).encoded == 28
+    assert ask(model, question, Auto(1800, p=0.5), follow).encoded < 80
 
 
 def test_relevance_and_time_together_encode_what_is_needed(
