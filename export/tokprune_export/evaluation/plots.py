@@ -108,7 +108,7 @@ def _lines(results: Results, lines: Mapping[str, Sequence[Point]], label: str) -
     shown = {n: points for n, points in lines.items() if points and SHUFFLED not in n}
     whole = results["figures"]["cells"][FULL][UNPRUNED][WHOLE][figure]["mean"]
     shown.pop(FULL, None)
-    names = sorted(shown, key=lambda name: -float(np.mean([y for _, y in shown[name]])))
+    names = sorted(shown, key=lambda name: _rank(shown[name]))
     picture = Figure(figsize=(10, max(5, 1 + 0.24 * len(names))), layout="constrained")
     axes = picture.subplots()
     axes.axhline(100 * whole, color="black", linestyle="--", linewidth=1, label="full", zorder=1)
@@ -123,6 +123,11 @@ def _lines(results: Results, lines: Mapping[str, Sequence[Point]], label: str) -
     for text in legend.get_texts():
         text.set_fontweight("bold" if text.get_text() in ours else "normal")
     return _png(picture)
+
+
+def _rank(points: Sequence[Point]) -> tuple[int, float]:
+    """Return what lines are sorted by: those that were refused at some budgets come last."""
+    return -len(points), -float(np.mean([y for _, y in points]))
 
 
 def _style(name: str, ours: Sequence[str], others: Sequence[str]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Follow:
         return None
 
     def _whole(self, asked: Asked, parts: Parts, reason: str) -> Look:
-        picture = parts.whole(self._outputs)
+        picture, self._encoded = parts.whole(self._outputs), None
         return Look(asked.prompt, (picture,), None, asked.budget, asked.total, reason=reason)
 
     def _about(self, asked: Asked) -> tuple[str, bytes, bytes]:
