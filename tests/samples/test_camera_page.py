@@ -163,7 +163,7 @@ def test_what_is_encoded_can_be_chosen_and_is_told_where_it_is_not_all(
     ask(one, "what shape is red?")
     until(one, "document.querySelector('#encoded').textContent.endsWith('(follow)')")
     ask(one, "what shape is red?")
-    until(one, "parseInt(document.querySelector('#encoded').textContent) < 100")
+    until(one, "parseInt(document.querySelector('#encoded').textContent) < 192")
 
 
 def test_choices_are_answered_with_probabilities_and_stay_text(
