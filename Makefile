@@ -52,7 +52,7 @@ device: ## test the robot's side as JetPack 6 has it: Python 3.10, no torch
 		echo 'make device: skipped, no Python 3.10 found (make device DEVICE_PYTHON=/path/to/python3.10)'; fi
 
 device-tests: .venv/.tests .venv-device/.tests
-	$(BIN)/python tests/demo_bundle.py
+	PYTHONPATH=tests/benchmarks $(BIN)/python tests/demo_bundle.py
 	TOKPRUNE_TEST_DEVICE=1 .venv-device/bin/python -m pytest tests/sdk tests/runtimes -m 'not torch and not torchvision' $(LONG) $(PYTEST_ARGS)
 
 soak: .venv/.tests ## try every promise at its full count; goes on where it was stopped
