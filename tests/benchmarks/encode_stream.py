@@ -232,7 +232,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Where nothing changes",
         "",
-        f"{lasts['questions']} questions of all groups about one picture, test split: right "
+        f"{lasts['questions']} questions of all groups but that of two pictures, test split: right "
         f"answers after so many looks, {lasts['encoded']:.0%} of the vision tokens encoded in each "
         "but the first.",
         "",

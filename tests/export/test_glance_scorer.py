@@ -14,6 +14,7 @@ from tokprune.types import Array, Feeds, FirstLayer, VisionTokens
 from tokprune_export import export
 from tokprune_export.errors import ExportRefused
 from tokprune_export.options import ExportOptions
+from tokprune_export.parity import scorer_feeds
 from tokprune_export.parity_report import Row
 from tokprune_export.scorers import AskedScorer, GridScorer, Scorer, Size, TwoLooks, save_scorer
 from tokprune_runtimes import Graph, Interrupt
@@ -117,9 +118,15 @@ def test_one_of_first_looks_alone_is_refused(options: ExportOptions, tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
-def test_two_looks_are_one_network() -> None:
+def test_two_looks_give_the_scores_of_one_network_each() -> None:
     torch.manual_seed(1)
-    both = TwoLooks(GridScorer(3), AskedScorer(3, 16))
-    assert sum(p.numel() for p in both.parameters()) == sum(
-        p.numel() for part in (both.whole, both.glance) for p in part.parameters()
-    )
+    size = Size(3, 16)
+    whole, glance = GridScorer(size.heads).eval(), AskedScorer(*size).eval()
+    feeds = scorer_feeds(np.random.default_rng(0), [(3, 4), (2, 5)], size, 7, 3)
+    given = [torch.from_numpy(array) for array in feeds.values()]
+    both = TwoLooks(whole, glance)
+    with torch.no_grad():
+        first, second = whole(*given), glance(*given)
+        assert not torch.allclose(first, second)
+        assert torch.equal(both(*given, torch.zeros(1)), first)
+        assert torch.equal(both(*given, torch.ones(1)), second)
