@@ -1,6 +1,7 @@
 """What a training step minimises, and which questions a model answers exactly."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -48,11 +49,26 @@ class Learner(NamedTuple):
 
 
 def batch_loss(
-    learner: Learner, batch: Batch, *, vision_only: bool, drop: bool
+    learner: Learner, batch: Batch, *, vision_only: bool, drop: bool, parts: float = 0.0
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one batch, and figures to show."""
+    """Loss of one batch, and figures to show.
+
+    Args:
+        learner: what is trained.
+        batch: what it is shown.
+        vision_only: train the vision encoder alone.
+        drop: hide vision tokens from the LLM.
+        parts: in this share of the rows that lose tokens, hide them from the encoder too.
+    """
     demo, model, heads = learner
-    vision = demo.encode(model, batch.pixels)
+    hidden = dropped(batch) if drop and not vision_only else None
+    if hidden is not None and parts and demo.encode_parts:
+        rows = torch.rand(len(hidden), 1, device=hidden.device) < parts
+        unseen = (hidden & rows)[batch.slots]
+        vision = demo.encode_parts(model, batch.pixels, unseen)
+        batch = without(batch, unseen)
+    else:
+        vision = demo.encode(model, batch.pixels)
     cells, accuracy = cell_loss(heads.cells(vision), batch.cells)
     values = {"aux": float(cells.detach()), **dict(zip(CELL_LABELS, accuracy, strict=True))}
     if vision_only:
@@ -65,7 +81,7 @@ def batch_loss(
             logits = (queries[:, 0] @ keys[:, 0].transpose(1, 2) + bias[:, 0])[letters]
             spelling.append(found_loss(logits, batch.letters[letters]))
 
-    states = text_states(demo, model, batch, vision, drop=drop, watch=watch)
+    states = text_states(demo, model, batch, vision, hidden, watch)
     asked = batch.labels != IGNORED
     labels = batch.labels[asked]
     logits = demo.llm(model).head(states[-1][asked])
@@ -119,22 +135,30 @@ def dense_losses(
     return total, hits
 
 
+def without(batch: Batch, unseen: Tensor) -> Batch:
+    """The batch with nothing asked of vision tokens that the encoder was not shown, [n]."""
+    parts = {
+        name: getattr(batch, name).masked_fill(unseen[:, None], IGNORED)
+        for name in ("cells", "events", "places")
+    }
+    return replace(batch, **parts)
+
+
 def text_states(
     demo: Demo,
     model: nn.Module,
     batch: Batch,
     vision: Tensor,
-    *,
-    drop: bool,
+    hidden: Tensor | None = None,
     watch: Watch | None = None,
 ) -> list[Tensor]:
-    """Hidden states after each layer; vision tokens may be hidden from the LLM."""
+    """Hidden states after each layer; vision tokens [b, s] may be hidden from the LLM."""
     llm = demo.llm(model)
     embeds = llm.embed(batch.ids)
     embeds = embeds.to(vision.dtype).masked_scatter(batch.slots[..., None], vision)
     bias = attention_bias(batch.segments, BLOCKED)
-    if drop:
-        bias = bias.masked_fill(dropped(batch)[:, None, None], BLOCKED)
+    if hidden is not None:
+        bias = bias.masked_fill(hidden[:, None, None], BLOCKED)
     return run_text(llm, embeds, batch.positions, bias, watch)
 
 
@@ -181,7 +205,7 @@ def question_hits(demo: Demo, model: nn.Module, batch: Batch) -> list[list[tuple
     """
     vision = demo.encode(model, batch.pixels)
     asked = batch.labels != IGNORED
-    states = text_states(demo, model, batch, vision, drop=False)
+    states = text_states(demo, model, batch, vision)
     logits = demo.llm(model).head(states[-1][asked])
     hits = torch.ones_like(asked)
     hits[asked] = logits.argmax(-1) == batch.labels[asked]

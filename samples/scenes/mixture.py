@@ -1,6 +1,6 @@
 """Which rows a training step sees: sizes, layouts, questions; a function of (seed, step)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TypeAlias
@@ -94,21 +94,24 @@ def _rows(planned: int, factor: float) -> int:
     return max(2, round(planned * factor))
 
 
-def with_films(demo: Demo, share: float) -> Demo:
-    """The demo with another share of videos.
+def with_layouts(demo: Demo, shares: Mapping[str, float]) -> Demo:
+    """The demo with other shares of some layouts.
 
     Raises:
-        ValueError: the family's demo knows no videos, or nothing would be left for pictures.
+        ValueError: the family's demo has no such layout, or nothing would be left for one plain
+            picture.
     """
     plan = demo.plan
-    if "film" not in plan.layouts:
-        raise ValueError(f"The demo {demo.card.name} knows no videos: leave --films out")
-    layouts = {**plan.layouts, "film": share}
-    most = 1 - sum(layouts.values()) + share
-    if not 0 <= share <= most:
+    unknown = sorted(shares.keys() - plan.layouts.keys())
+    if unknown:
         raise ValueError(
-            f"Got --films {share:g}; expected 0 to {most:.2f}, as other layouts need room"
+            f"The demo {demo.card.name} has no layout {unknown[0]!r}; it has "
+            f"{', '.join(plan.layouts)}"
         )
+    layouts = {**plan.layouts, **shares}
+    if min(layouts.values()) < 0 or sum(layouts.values()) > 1:
+        given = ", ".join(f"{name} {share:g}" for name, share in layouts.items())
+        raise ValueError(f"Layouts need shares of 0 and more, of 1 together; got {given}")
     return replace(demo, plan=replace(plan, layouts=layouts))
 
 

@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from random import Random
@@ -31,7 +31,7 @@ from checkpoint import load_state, save_state
 from curve import plot_curve
 from demos import DEMOS, Demo
 from losses import Heads, Learner, batch_loss, exact_match
-from mixture import make_batch, make_development, with_films
+from mixture import make_batch, make_development, with_layouts
 from network import take_over, whitened
 from rows import Row, Writer
 from torch import nn
@@ -81,8 +81,11 @@ class Options:
     rows: float = 1.0
     """How many times as many rows in a batch as the plan has; with half of them a step takes little
     more than half of the time."""
-    films: float | None = None
-    """Share of the videos, where not that of the plan."""
+    layouts: dict[str, float] = field(default_factory=dict[str, float])
+    """Shares of layouts, where not those of the plan: talk 0.2 film 0.2."""
+    parts: float = 0.0
+    """Of the rows that lose vision tokens, the share whose vision encoder does not see them either
+    (Qwen2-VL)."""
     language: Path | None = None
     """Start from the LLM of this demo checkpoint, of whatever family, as VLMs do."""
     threads: int = 1
@@ -190,7 +193,9 @@ class Run:
         drop = done >= options.dropout_from and not options.plain
         with torch.autocast(options.device, torch.bfloat16):
             learner = Learner(self.demo, self.model, self.heads)
-            loss, values = batch_loss(learner, batch, vision_only=done < 0, drop=drop)
+            loss, values = batch_loss(
+                learner, batch, vision_only=done < 0, drop=drop, parts=options.parts
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
@@ -281,8 +286,7 @@ def batches(options: Options, start: int) -> Iterator[Batch]:
 def _draw_batches(queue: "Queue[Batch]", options: Options, start: int) -> None:
     torch.set_num_threads(1)
     writer = Writer(options.output / "hf")
-    if options.films is not None:
-        writer.demo = with_films(writer.demo, options.films)
+    writer.demo = with_layouts(writer.demo, options.layouts)
     for step in range(start, options.total):
         factor, begin = options.batch_factor, options.begin
         done = options.done(step)

@@ -153,7 +153,7 @@ def test_the_fast_forward_pass_gives_what_transformers_gives(
     batch = writer.batch([row])
     with torch.no_grad():
         vision = writer.demo.encode(model, batch.pixels)
-        hidden = text_states(writer.demo, model, batch, vision, drop=False)[-1]
+        hidden = text_states(writer.demo, model, batch, vision)[-1]
         logits = writer.demo.llm(model).head(hidden)[0]
         expected = _hf_vision(writer, stock, row)
     torch.testing.assert_close(vision, expected, atol=1e-4, rtol=1e-3)
@@ -398,15 +398,38 @@ def test_a_token_of_two_frames_shows_what_both_show(made: dict[str, Made]) -> No
     assert labels[1, 1, 1, 0] == IGNORED
 
 
-def test_a_share_of_videos_that_cannot_be_is_refused() -> None:
+def test_shares_of_layouts_that_cannot_be_are_refused() -> None:
     from demos import DEMOS
-    from mixture import with_films
+    from mixture import with_layouts
 
-    assert with_films(DEMOS["qwen2_vl"], 0.5).plan.layouts["film"] == 0.5
-    with pytest.raises(ValueError, match=r"expected 0 to 0\.72"):
-        with_films(DEMOS["qwen2_vl"], 0.8)
-    with pytest.raises(ValueError, match="knows no videos"):
-        with_films(DEMOS["vila"], 0.5)
+    layouts = with_layouts(DEMOS["qwen2_vl"], {"film": 0.5, "talk": 0.2}).plan.layouts
+    assert (layouts["film"], layouts["talk"]) == (0.5, 0.2)
+    assert layouts["several"] == DEMOS["qwen2_vl"].plan.layouts["several"]
+    with pytest.raises(ValueError, match=r"of 1 together; got talk 0\.06, .*, film 0\.8$"):
+        with_layouts(DEMOS["qwen2_vl"], {"film": 0.8})
+    with pytest.raises(ValueError, match="no layout 'film'; it has talk, "):
+        with_layouts(DEMOS["vila"], {"film": 0.5})
+
+
+def test_an_encoder_that_is_shown_a_part_says_what_it_says_of_those_patches_alone(
+    made: dict[str, Made],
+) -> None:
+    import torch
+    from mixture import make_row
+
+    writer, model, _ = made["qwen2_vl"]
+    batch = writer.batch([make_row(Random(5), (4, 6), "plain")])
+    unseen = torch.rand(24, generator=torch.Generator().manual_seed(0)) < 0.5
+    seen = ~unseen.repeat_interleave(4)
+    shown = {
+        "pixel_values": batch.pixels["pixel_values"][:, seen],
+        "positions": batch.pixels["positions"][seen],
+    }
+    assert writer.demo.encode_parts
+    with torch.no_grad():
+        part = writer.demo.encode_parts(model, batch.pixels, unseen)
+        expected = writer.demo.encode(model, shown)
+    torch.testing.assert_close(part[~unseen], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_small_scorer_sees_64_vision_tokens_at_most(made: dict[str, Made]) -> None:

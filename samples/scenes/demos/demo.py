@@ -83,6 +83,9 @@ class Demo:
     set_patches: Callable[[Any, Tensor], None]  # the patch embedding to [width, 588]
     generate: Callable[[Any, Prompt, Sequence[Prepared]], Tensor]  # transformers' own; the new ids
     card: Card
+    # The same of parts of pictures: vision tokens [n] whose patches nothing attends to. What is
+    # returned for these means nothing.
+    encode_parts: Callable[[Any, Pixels, Tensor], Tensor] | None = None
     scaled: Callable[[Path, int], Processor] | None = None  # the processor for smaller squares
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from attention import attend, turn
 from checkpoint import write_json
-from network import initialise
+from network import BLOCKED, initialise
 from tokenizer import SPECIAL, TEMPLATE, build_tokenizer, simplify, token_ids
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -181,10 +181,16 @@ def pixels(prepared: Sequence[Prepared]) -> dict[str, Tensor]:
     }
 
 
-def encode(model: Qwen2VLForConditionalGeneration, given: Pixels) -> Tensor:
-    """Vision tokens [n, d]."""
+def encode(
+    model: Qwen2VLForConditionalGeneration, given: Pixels, unseen: Tensor | None = None
+) -> Tensor:
+    """Vision tokens [n, d]; to the patches of the `unseen` ones [n] no other attends."""
     visual: Any = model.model.visual
     patches = given["pixel_values"]
+    bias = None
+    if unseen is not None:
+        blocked = unseen.view(len(patches), -1).repeat_interleave(4, 1)[:, None, None]
+        bias = torch.zeros(blocked.shape, device=patches.device).masked_fill_(blocked, BLOCKED)
     cos, sin = visual.rotary_pos_emb(patches.new_zeros(1), given["positions"])
     weight = visual.patch_embed.proj.weight
     x = F.linear(patches, weight.flatten(1))
@@ -192,7 +198,7 @@ def encode(model: Qwen2VLForConditionalGeneration, given: Pixels) -> Tensor:
         attention = block.attn
         qkv = attention.qkv(block.norm1(x))
         q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = attend(turn(q, cos, sin) * attention.scaling, turn(k, cos, sin), v, None)
+        out = attend(turn(q, cos, sin) * attention.scaling, turn(k, cos, sin), v, bias)
         x = x + attention.proj(out)
         x = x + block.mlp(block.norm2(x))
     merged = visual.merger.ln_q(x).reshape(len(x), -1, 4 * weight.shape[0])
@@ -258,6 +264,7 @@ DEMO = Demo(
     llm=llm,
     pixels=pixels,
     encode=encode,
+    encode_parts=encode,
     patches=patches_of,
     set_patches=set_patches,
     generate=generate,
