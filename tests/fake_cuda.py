@@ -8,6 +8,7 @@ full of ones (NaN), every access must lie in one living allocation, and all that
 import ctypes
 from collections.abc import Callable
 from enum import IntEnum
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.room = 1 << 30  # bytes that can be allocated
         self.sm = (8, 7)
+        self.multiprocessors = 8
         self.driver = True
         self.libcuda = True
         self.blocks: dict[int, Any] = {}
@@ -110,6 +112,10 @@ class FakeCuda:
     def cudaDeviceGetAttribute(self, attribute: DeviceAttr, device: int) -> tuple[Any, ...]:
         major = attribute == DeviceAttr.cudaDevAttrComputeCapabilityMajor
         return CudaError.cudaSuccess, self.sm[0 if major else 1]
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
+        found = SimpleNamespace(name=b"Orin", multiProcessorCount=self.multiprocessors)
+        return CudaError.cudaSuccess, found
 
     def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
         return CudaError.cudaSuccess, 12060

@@ -103,6 +103,7 @@ class Machine:
             "created": "2026-11-21T00:00:00+00:00",
             "seconds": 1.0,
             "warnings": [],
+            "gpu": "Orin, 8 multiprocessors",
         }
         side_car = encode_side_car(SideCar(**{**facts, **changes}))
         path.with_suffix(".json").write_bytes(side_car)

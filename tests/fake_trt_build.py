@@ -27,6 +27,7 @@ class Build:
     weight_streaming: bool = False
     timing_cache: Path | None = None
     cuda_graphs: bool = True
+    workspace_bytes: int | None = None
 
 
 @dataclass(frozen=True)

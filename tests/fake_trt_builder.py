@@ -24,6 +24,7 @@ class FakeTrtBuilder:
     IProgressMonitor = IProgressMonitor
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     BuilderFlag = SimpleNamespace(WEIGHT_STREAMING="streaming", TF32="tf32")
+    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
 
     def __init__(self) -> None:
         self.has_gpu = True
@@ -46,6 +47,10 @@ class Config:
         self.flags: list[str] = ["tf32"]  # on by default
         self.timings: bytes | None = None
         self.profiles: list[Any] = []
+        self.limits: dict[str, int] = {}
+
+    def set_memory_pool_limit(self, pool: str, limit: int) -> None:
+        self.limits[pool] = limit
 
     def set_flag(self, flag: str) -> None:
         self.flags.append(flag)

@@ -42,6 +42,7 @@ CLASSES = (  # what the runtimes touch, and their enumerations
     "IProgressMonitor",
     "ITensor",
     "ITimingCache",
+    "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
     "OnnxParser",
     "ParserError",

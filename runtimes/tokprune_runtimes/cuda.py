@@ -49,6 +49,15 @@ class Cuda:
         major, minor = (self._value("cudaDeviceGetAttribute", each, device) for each in attributes)
         return f"sm{major}{minor}"
 
+    def gpu(self) -> str:
+        """Return name and size of the current device.
+
+        All modules of a Jetson family have one name; what differs is how much of it they have.
+        """
+        found = self._value("cudaGetDeviceProperties", self.current_device())
+        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+        return f"{name.strip(chr(0))}, {found.multiProcessorCount} multiprocessors"
+
     def versions(self) -> tuple[str, str]:
         """Return CUDA's version, and the newest one that the driver can run."""
         runtime, driver = (
@@ -167,6 +176,14 @@ def device_sm() -> str | None:
     """Return the current GPU as "sm87"; None without a driver, a GPU or cuda-bindings."""
     try:
         return Cuda().sm()
+    except EngineUnavailable:
+        return None
+
+
+def device_gpu() -> str | None:
+    """Return name and size of the current GPU; None without a driver, a GPU or cuda-bindings."""
+    try:
+        return Cuda().gpu()
     except EngineUnavailable:
         return None
 

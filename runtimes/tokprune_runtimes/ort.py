@@ -5,8 +5,9 @@ The CUDA provider is unverified on hardware so far: no NVIDIA GPU was at hand.
 
 import os
 import platform
+import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -101,7 +102,10 @@ def _open(path: Path, options: Any, device: Device) -> Any:
         return _onnxruntime.InferenceSession(str(path), options, providers=providers)
     preload: Any = getattr(_onnxruntime, "preload_dlls", None)
     if preload is not None:  # CUDA's libraries from pip, where they are (tokprune[cuda])
-        preload(cudnn=False)
+        # cuDNN too: the provider of 1.23 is linked to it. What is missing is printed, and standard
+        # output is the answer's.
+        with redirect_stdout(sys.stderr):
+            preload()
     try:
         session: Any = _onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes have no common root but this

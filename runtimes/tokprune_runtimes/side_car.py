@@ -1,7 +1,8 @@
 """What an engine was made from and for: a JSON file beside it, checked before it is loaded.
 
 Engines are native code. Nothing of one reaches TensorRT before its side-car says that it was built
-here, from this graph, and its bytes are the ones that were built.
+from this graph, for this version and this GPU, and its bytes are the ones that were built. Nothing
+is signed: whoever can write the folder can write a side-car that fits.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from tokprune_runtimes.cuda import device_gpu
 from tokprune_runtimes.errors import EngineStale
 from tokprune_runtimes.trt_module import Kind, engine_version
 
@@ -36,6 +38,7 @@ class SideCar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float  # that the build took
     warnings: list[str]  # of the builder
     cuda_graphs: bool = True  # whether steps of one shape may be captured
+    gpu: str | None = None  # that it was built on, and how large that is
 
 
 def side_car_path(engine: Path) -> Path:
@@ -81,6 +84,10 @@ def checked_engine(
         raise _stale(engine, f"was built by {kind} {side_car.version}, {wanted} is installed")
     if sm is not None and sm not in side_car.sm:
         raise _stale(engine, f"was built for {', '.join(side_car.sm)}, this GPU is {sm}")
+    if sm is not None and kind == "tensorrt" and (here := device_gpu()) != side_car.gpu:
+        # Its kernels were chosen by their times there: an AGX Orin's may not even fit a Nano.
+        built = side_car.gpu or "a GPU that it does not name"
+        raise _stale(engine, f"was built on {built}, this is {here}")
     if side_car.source_sha256 != source_sha256:
         raise _stale(engine, "was built from another graph than the bundle's")
     try:

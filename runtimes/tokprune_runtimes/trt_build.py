@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tokprune_runtimes.cuda import cuda_versions, device_sm
+from tokprune_runtimes.cuda import cuda_versions, device_gpu, device_sm
 from tokprune_runtimes.engine_files import StagedEngine, staged_engine
 from tokprune_runtimes.errors import BuildFailed, EngineUnavailable
 from tokprune_runtimes.side_car import SideCar, check_side_car, encode_side_car, side_car_path
@@ -65,6 +65,7 @@ class Build:
     weight_streaming: bool = False
     timing_cache: Path | None = None  # tensorrt only
     cuda_graphs: bool = True  # whether the runtime may capture steps of one shape
+    workspace_bytes: int | None = None  # most that a kernel may use beside its tensors; None: any
 
 
 def build_engine(
@@ -136,6 +137,8 @@ def _serialize(request: _Request, progress: Callable[[Progress], bool] | None) -
     add_profiles(builder, config, inputs, build.profiles)
     if build.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if build.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace_bytes)
     timings = _timing_cache(request, config)
     # Whether an input is ignored is said early in the build: no need to wait for its end.
     watch = Watch(lambda step: not _unused(request) and (progress is None or progress(step)))
@@ -236,4 +239,5 @@ def _describe(
         seconds=round(seconds, 3),
         warnings=list(warnings)[:_MOST_WARNINGS],
         cuda_graphs=build.cuda_graphs,
+        gpu=device_gpu(),
     )

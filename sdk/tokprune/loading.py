@@ -224,7 +224,7 @@ def _engine_graphs(
 ) -> LoadedGraphs:
     """Open four engines, each with the shapes that it was built for."""
     specs = engine_specs(opened.manifest, engines.form)
-    rebuild = build_line(opened, kind)
+    rebuild = build_line(opened, kind, engines.folder.form)
     bounds = {
         name: bounds_of(name, spec.inputs, engines.side_cars[name].profiles, rebuild)
         for name, spec in specs.items()

@@ -145,6 +145,11 @@ class OnnxRuntime:
         self.OrtValue = OrtValue
         self.SessionOptions = Options
         self.RunOptions = Options
+        self.preloaded: list[dict[str, object]] = []
+
+    def preload_dlls(self, **options: object) -> None:
+        self.preloaded.append(options)
+        print("Failed to load libcurand.so.10")
 
     def get_available_providers(self) -> list[str]:
         return self.available
@@ -194,6 +199,19 @@ def test_the_cuda_provider_comes_first_and_what_it_leaves_to_the_cpu_is_recorded
     assert entries["session.record_ep_graph_assignment_info"] == "1"
     assert not module.session.fallback  # type: ignore[union-attr]
     assert graph.run({"x": np.ones(2)})["logits"].tolist() == [1, 1]
+
+
+def test_cudas_libraries_and_cudnn_are_loaded_first_and_nothing_of_it_is_printed(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The provider of 1.23, the last for Python 3.10, is linked to cuDNN."""
+    module = fake()
+    load_graph(Path("llm.onnx"), "cuda")
+    (options,) = module.preloaded
+    assert options.get("cudnn", True)
+    printed = capsys.readouterr()
+    assert printed.out == ""  # where a command writes its answer as JSON
+    assert "libcurand" in printed.err
 
 
 def test_a_build_without_cuda_is_refused_with_the_line_that_installs_it(

@@ -11,7 +11,12 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import Severity
 from fake_trt_builder import GOOD_CACHE, FakeTrtBuilder
 
-from tokprune_runtimes.errors import BuildCancelled, BuildFailed, EngineUnavailable
+from tokprune_runtimes.errors import (
+    BuildCancelled,
+    BuildFailed,
+    EngineStale,
+    EngineUnavailable,
+)
 from tokprune_runtimes.trt_build import Build, Progress, build_engine, check_side_car
 
 SOURCE = "5" * 64
@@ -52,11 +57,30 @@ def test_the_side_car_says_what_the_engine_was_made_from_and_for(
     assert check_side_car(build.engine, "tensorrt", SOURCE, "sm87") == made
     assert (made.engine, made.version, made.sm) == ("tensorrt", "10.3.0", ["sm87"])
     assert (made.cuda, made.driver) == ("12.6", "12.8")
+    assert made.gpu == "Orin, 8 multiprocessors"
     assert made.profiles == [{"x": [[1, 1], [1, 4], [1, 8]]}]
     assert made.warnings == ["slow"]
     assert not made.cuda_graphs
     assert trt.configs[0].profiles[0].ranges == PROFILE
     assert trt.configs[0].flags == []
+    assert trt.configs[0].limits == {}
+
+
+def test_an_engine_of_a_larger_gpu_of_the_family_is_refused(
+    trt: FakeTrtBuilder, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_engine("tensorrt", build)
+    nano = FakeCuda()
+    nano.multiprocessors = 4
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", nano)
+    said = "was built on Orin, 8 multiprocessors, this is Orin, 4 multiprocessors"
+    with pytest.raises(EngineStale, match=said):
+        check_side_car(build.engine, "tensorrt", SOURCE, "sm87")
+
+
+def test_the_workspace_of_a_kernel_can_be_limited(trt: FakeTrtBuilder, build: Build) -> None:
+    build_engine("tensorrt", changed(build, workspace_bytes=1 << 29))
+    assert trt.configs[0].limits == {"workspace": 1 << 29}
 
 
 def test_weight_streaming_is_asked_of_the_builder(trt: FakeTrtBuilder, build: Build) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ from tokprune.errors import (
     EnginesStale,
     RequestInvalid,
 )
-from tokprune.manifest import Limits, LlmForm
+from tokprune.manifest import Limits, LlmForm, Tensor
 
 pytestmark = pytest.mark.torch
 NAMES = ["vision_encoder", "first_layer", "scorer", "llm"]
@@ -101,6 +102,45 @@ def test_engines_of_other_sizes_are_built_again_where_the_size_matters(
     streamed = BuildOptions("tensorrt", max_vision_tokens=99, weight_streaming=True)
     build_engines(bundle, streamed)
     assert [build.weight_streaming for build in builder.built] == [True] * 4
+
+
+def with_both_forms(bundle: Bundle) -> Bundle:
+    """The bundle with a second form of its LLM, which newer versions take by themselves."""
+    portable = bundle.manifest.graphs.llm[0]
+    inputs = [Tensor("inputs_embeds", "float32", [1, "T", 16]), Tensor("mask", "float32", ["S"])]
+    graph = msgspec.structs.replace(portable.graph, inputs=inputs)
+    trt = LlmForm("trt", "in_place", ["tensorrt"], graph)
+    graphs = msgspec.structs.replace(bundle.manifest.graphs, llm=[portable, trt])
+    return replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, graphs=graphs))
+
+
+def test_another_form_of_the_llm_lies_beside_and_is_found(
+    bundle: Bundle, builder: FakeBuilder
+) -> None:
+    builder.versions["tensorrt"] = "10.16.1"
+    bundle = with_both_forms(bundle)
+    portable = BuildOptions("tensorrt", llm_form="portable")
+    build_engines(bundle, portable)
+    assert [folder.path.name for folder in engine_folders(bundle)] == ["sm87-trt10.16.1-portable"]
+    assert states(bundle) == dict.fromkeys(NAMES, "fresh")
+    assert find_engines(bundle, "tensorrt").form.form == "portable"  # nothing better was built
+    assert find_engines(bundle, "tensorrt", "portable").form.form == "portable"
+    with pytest.raises(EnginesStale, match=r"tokprune build .*--engine tensorrt --llm-form trt$"):
+        find_engines(bundle, "tensorrt", "trt")
+    build_engines(bundle, TRT)
+    assert find_engines(bundle, "tensorrt").form.form == "trt"
+    assert find_engines(bundle, "tensorrt", "portable").form.form == "portable"
+    builder.built.clear()
+    assert all(engine.skipped for engine in build_engines(bundle, portable))
+
+
+def test_a_form_that_is_refused_names_the_other(bundle: Bundle, builder: FakeBuilder) -> None:
+    builder.versions["tensorrt"] = "10.16.1"
+    builder.fails = "llm"
+    with pytest.raises(BuildRefused, match=r"has another form of it: --llm-form portable$"):
+        build_engines(with_both_forms(bundle), TRT)
+    with pytest.raises(BackendUnavailable, match="no LLM graph 'ort' for tensorrt"):
+        build_engines(bundle, BuildOptions("tensorrt", llm_form="ort"))
 
 
 def test_an_interrupted_build_is_taken_up_where_it_was(
@@ -266,8 +306,9 @@ def test_little_memory_makes_one_profile_of_prompts_and_answers(
         build_engines(bundle, options)
         return len(builder.built[-1].profiles)
 
-    assert of_llm(TRT) == 2  # max_input_len is 64: one bucket, and decoding
+    assert of_llm(TRT) == 3  # max_input_len is 64: one bucket, decoding, and going on after a past
     assert of_llm(BuildOptions("tensorrt", low_memory=True)) == 1
+    assert builder.built[-1].workspace_bytes == 512 << 20
     assert of_llm(RTX) == 1
 
 

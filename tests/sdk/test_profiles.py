@@ -141,8 +141,9 @@ def test_prompts_of_the_portable_llm_come_in_buckets_and_answers_grow_by_one() -
         {"T": (257, 640, 1024), "P": (0, 0, 0)},
         {"T": (1025, 2560, 4096), "P": (0, 0, 0)},
         {"T": (1, 1, 1), "P": (1, 2048, 4095)},
+        {"T": (2, 64, 4096), "P": (1, 2048, 4095)},
     ]
-    *prompts, decode = (
+    *prompts, decode, onward = (
         profile(PORTABLE.graph.inputs, axes) for axes in llm_axes(PORTABLE, SMALL, few=False)
     )
     assert [each["inputs_embeds"][2] for each in prompts] == [(1, 256, 128), (1, 700, 128)]
@@ -152,6 +153,8 @@ def test_prompts_of_the_portable_llm_come_in_buckets_and_answers_grow_by_one() -
         "attention_bias": ((1, 2), (1, 501), (1, 1000)),
         "past_key_values.0.key": ((1, 2, 1, 32), (1, 2, 500, 32), (1, 2, 999, 32)),
     }
+    assert onward["inputs_embeds"] == ((1, 2, 128), (1, 64, 128), (1, 700, 128))
+    assert onward["past_key_values.0.key"] == decode["past_key_values.0.key"]
     assert llm_axes(PORTABLE, SMALL, few=True) == [{"T": (1, 350, 700), "P": (0, 0, 999)}]
 
 
@@ -186,7 +189,12 @@ def test_every_prompt_and_answer_within_the_limits_has_a_profile(
         bounds = bounds_of("llm", form.graph.inputs, profiles, "")
         for rows in {1, 2, *range(3, limits.max_input_len, 97), limits.max_input_len}:
             held = seen_rows(min(rows + 1, limits.max_kv_len), limits.max_kv_len)
-            for step in ({"T": rows, "P": 0}, {"T": 1, "P": min(rows, limits.max_kv_len - 1)}):
+            room = limits.max_kv_len - rows  # a later turn: so many tokens may stand before it
+            for step in (
+                {"T": rows, "P": 0},
+                {"T": 1, "P": min(rows, limits.max_kv_len - 1)},
+                *({"T": rows, "P": past} for past in {1, room // 2, room} if 1 <= past <= room),
+            ):
                 named = {**step, "S": held}
                 bounds.check(
                     {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -25,7 +26,7 @@ class Build:
     """What the engines are for."""
     sm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A GPU to build for, such as sm87; repeat for several (tensorrt-rtx only). If not given: the
-    one that is here, or all that tensorrt-rtx offers where there is none."""
+    one that is here, or where there is none all that tensorrt-rtx offers from Ampere (sm80) on."""
     max_vision_tokens: int | None = None
     """Most vision tokens of a question, before pruning (default: the bundle's max-input-len). Fewer
     take less memory."""
@@ -34,8 +35,11 @@ class Build:
     weight_streaming: bool = False
     """Keep weights in the host's memory and stream them, where the engine can."""
     low_memory: bool = False
-    """For boards of 8 GB: as few optimisation profiles as possible, and 1024 vision tokens at most
-    unless --max-vision-tokens says otherwise."""
+    """For boards of 8 GB: as few optimisation profiles as possible, 512 MiB of workspace for a
+    kernel, and 1024 vision tokens at most unless --max-vision-tokens says otherwise."""
+    llm_form: Literal["portable", "trt"] | None = None
+    """Which of the bundle's LLM graphs, where the best for the engine (trt, from TensorRT 10.15 on)
+    is not wanted: portable takes size bias, and any version."""
     force: bool = False
     """Build engines that are fresh too."""
 
@@ -49,6 +53,7 @@ class Build:
             weight_streaming=self.weight_streaming,
             low_memory=self.low_memory,
             force=self.force,
+            llm_form=self.llm_form,
         )
 
 

@@ -89,7 +89,7 @@ def _engines(host: Host, bundle: Bundle) -> Iterator[Finding]:
         faults = [fault for name in ENGINE_NAMES if (fault := _fault(host, bundle, folder, name))]
         name = f"engines {folder.path.name}"
         if faults:
-            line = build_line(bundle, folder.kind)
+            line = build_line(bundle, folder.kind, folder.form)
             yield Finding("bundle", name, "warning", f"stale: {'; '.join(faults)}", line)
         else:
             yield Finding("bundle", name, "ok", "fresh, by their side-cars")
@@ -98,7 +98,8 @@ def _engines(host: Host, bundle: Bundle) -> Iterator[Finding]:
 def _fault(host: Host, bundle: Bundle, folder: EngineFolder, name: str) -> str | None:
     """Return what is wrong with an engine, by its side-car alone: TensorRT is not imported."""
     try:
-        spec = engine_specs(bundle.manifest, engine_form(bundle, folder.kind, folder.version))[name]
+        form = engine_form(bundle, folder.kind, folder.version, folder.form)
+        spec = engine_specs(bundle.manifest, form)[name]
         with opened_folder(folder.path) as root:
             with opened_file(root, f"{name}.json") as descriptor:
                 data = read_small(descriptor, f"{name}.json", _SIDE_CAR_BYTES)

@@ -31,6 +31,7 @@ from tokprune_runtimes.errors import BuildFailed, EngineUnavailable
 TIMING_CACHE = "timing.cache"
 BASE_MEMORY_BYTES = 1 << 30  # interpreter, TensorRT's libraries, the kernels that it tries
 LOW_MEMORY_VISION_TOKENS = 1024  # attention maps in the vision encoder grow with its square
+LOW_MEMORY_WORKSPACE_BYTES = 512 << 20  # of a kernel; without a limit TensorRT tries all there is
 BASE_DISK_BYTES = 64 << 20  # kernels, side-cars, timing cache
 
 
@@ -45,6 +46,7 @@ class BuildOptions:
     weight_streaming: bool = False
     low_memory: bool = False
     force: bool = False
+    llm_form: str | None = None  # None: the best that the bundle has for the engine
 
     @property
     def few_profiles(self) -> bool:
@@ -149,10 +151,12 @@ def plan_build(bundle: Bundle, options: BuildOptions) -> BuildPlan:
         BackendUnavailable: the engine's package is not installed, or needs a GPU that is not here.
     """
     version, sm = check_builder(options.kind, options.sm)
-    form = engine_form(bundle, options.kind, version)
+    form = engine_form(bundle, options.kind, version, options.llm_form)
+    best = engine_form(bundle, options.kind, version)
     largest = options.sizes(bundle.manifest.limits)
     wanted = profiles(bundle.manifest, form, largest, few=options.few_profiles)
-    folder = new_folder(bundle, options.kind, version, sm)
+    named = None if form == best else form.form
+    folder = new_folder(bundle, options.kind, version, sm, named)
     states = engine_states(bundle, folder, None, form)
     fresh = tuple(state for state in states if _stays(state, wanted[state.name], options))
     kept = {state.name for state in fresh}
@@ -260,14 +264,28 @@ def _build(plan: BuildPlan, job: Job, watch: Callable[[Any], bool]) -> Built:
         sm=plan.folder.sm,
         weight_streaming=options.weight_streaming,
         timing_cache=plan.folder.path / TIMING_CACHE if options.kind == "tensorrt" else None,
+        workspace_bytes=LOW_MEMORY_WORKSPACE_BYTES if options.low_memory else None,
     )
     try:
         side_car = builder.build_engine(options.kind, build, watch)
     except EngineUnavailable as error:
         raise BackendUnavailable(str(error)) from None
     except BuildFailed as error:
-        raise BuildRefused(f"The engine {job.name} was not built. {error}") from None
+        raise BuildRefused(
+            f"The engine {job.name} was not built. {error}{_hint(plan, job)}"
+        ) from None
     return _built(job.name, path, side_car, skipped=False)
+
+
+def _hint(plan: BuildPlan, job: Job) -> str:
+    others = [
+        form.form
+        for form in plan.bundle.manifest.graphs.llm
+        if plan.options.kind in form.serves and form.form != plan.form.form
+    ]
+    if job.name != "llm" or not others:
+        return ""
+    return f"\nThe bundle has another form of it: --llm-form {others[0]}"
 
 
 def _watch(

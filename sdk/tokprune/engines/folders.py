@@ -3,6 +3,7 @@
     BUNDLE/device/sm87-trt10.3.0/llm.engine, llm.json      of one GPU and version, with side-cars
     BUNDLE/device/sm86+sm89-rtx1.7.1.116/...               built for several GPUs
     BUNDLE/device/all-rtx1.7.1.116/...                     built without a GPU, for all on offer
+    BUNDLE/device/sm87-trt10.16.1-portable/...             with that form of the LLM, on request
 
 Where the bundle cannot be written, the same folders lie in `$TOKPRUNE_STATE/<sha256 of
 manifest.json>/` (by default below `~/.cache/tokprune`). Engines are native code of the device: the
@@ -24,7 +25,7 @@ Kind = Literal["tensorrt", "tensorrt-rtx"]
 
 ALL_GPUS = "all"
 _SHORT: dict[Kind, str] = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
-_FOLDER = re.compile(r"(all|sm\d+[a-z]?(?:\+sm\d+[a-z]?)*)-(trt|rtx)(\d+(?:\.\d+)*)")
+_FOLDER = re.compile(r"(all|sm\d+[a-z]?(?:\+sm\d+[a-z]?)*)-(trt|rtx)(\d+(?:\.\d+)*)(?:-([a-z]+))?")
 
 
 class EngineFolder(NamedTuple):
@@ -34,6 +35,7 @@ class EngineFolder(NamedTuple):
     kind: Kind
     version: str
     sm: tuple[str, ...]  # of the GPUs; empty: all that the builder offered
+    form: str | None = None  # of the LLM, where it is not the one that the version takes by itself
 
     @property
     def target(self) -> str:
@@ -59,17 +61,26 @@ def state_folder(environment: Mapping[str, str], home: Path | None) -> Path:
     return Path(cache) / "tokprune"
 
 
-def new_folder(bundle: Bundle, kind: Kind, version: str, sm: tuple[str, ...]) -> EngineFolder:
+def new_folder(
+    bundle: Bundle, kind: Kind, version: str, sm: tuple[str, ...], form: str | None = None
+) -> EngineFolder:
     """Return where engines are to be built, and make sure that it can be written.
+
+    Args:
+        bundle: what they are built from.
+        kind: the engine.
+        version: of it.
+        sm: GPUs, empty for all.
+        form: of the LLM, where it is not the one that the version takes by itself.
 
     Raises:
         OSError: neither the bundle nor `$TOKPRUNE_STATE` can be written.
     """
-    name = f"{'+'.join(sm) or ALL_GPUS}-{_SHORT[kind]}{version}"
+    name = f"{'+'.join(sm) or ALL_GPUS}-{_SHORT[kind]}{version}" + (f"-{form}" if form else "")
     inside, outside = (root / name for root in device_roots(bundle))
     place = inside if can_make(inside) else outside
     place.mkdir(parents=True, exist_ok=True)
-    return EngineFolder(place, kind, version, sm)
+    return EngineFolder(place, kind, version, sm, form)
 
 
 def engine_folders(bundle: Bundle) -> list[EngineFolder]:
@@ -82,7 +93,7 @@ def engine_folders(bundle: Bundle) -> list[EngineFolder]:
                 if parts and path.is_dir():
                     kind: Kind = "tensorrt" if parts[2] == "trt" else "tensorrt-rtx"
                     sm = () if parts[1] == ALL_GPUS else tuple(parts[1].split("+"))
-                    found.append(EngineFolder(path, kind, parts[3], sm))
+                    found.append(EngineFolder(path, kind, parts[3], sm, parts[4]))
     return found
 
 

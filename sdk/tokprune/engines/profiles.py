@@ -223,9 +223,11 @@ def scorer_axes(largest: Sizes) -> list[Axes]:
 
 
 def llm_axes(form: LlmForm, limits: Limits, *, few: bool) -> list[Axes]:
-    """Return ranges of the LLM: buckets of prompts, and decoding a token a step.
+    """Return ranges of the LLM: buckets of prompts, decoding a token a step, and going on.
 
-    Prompts of `portable` have an empty past; `trt` looks at a part of its cache (`seen_rows`).
+    The first prompt of `portable` has an empty past. A later turn of a chat, a pinned picture's
+    next question and choices of several tokens run many tokens after a past: these have one range
+    of their own. `trt` looks at a part of its cache (`seen_rows`), whatever stands there.
     """
     rows, cache = limits.max_input_len, limits.max_kv_len
     if form.form == "trt":
@@ -246,7 +248,11 @@ def llm_axes(form: LlmForm, limits: Limits, *, few: bool) -> list[Axes]:
     buckets = [
         {"T": (low, (low + high) // 2, high), "P": (0, 0, 0)} for low, high in _buckets(rows)
     ]
-    return [*buckets, {"T": (1, 1, 1), "P": (1, max(1, cache // 2), past)}]
+    usual = max(1, cache // 2)
+    decode: Axes = {"T": (1, 1, 1), "P": (1, usual, past)}
+    if min(rows, past) < 2:  # no room for more than one token after a past
+        return [*buckets, decode]
+    return [*buckets, decode, {"T": (2, min(64, rows), rows), "P": (1, usual, past)}]
 
 
 def _buckets(rows: int) -> list[tuple[int, int]]:

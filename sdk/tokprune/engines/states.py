@@ -146,12 +146,12 @@ def engine_states(
         bundle: what they must have been built from.
         folder: where they lie.
         sm: of the GPU that is to run them; None does not ask.
-        form: of the LLM; None takes the one for the folder's engine and version.
+        form: of the LLM; None takes the one that the folder names.
 
     Raises:
         BackendUnavailable: the bundle has no form for this engine.
     """
-    form = form or engine_form(bundle, folder.kind, folder.version)
+    form = form or engine_form(bundle, folder.kind, folder.version, folder.form)
     specs = engine_specs(bundle.manifest, form)
     return [_state(bundle, folder, name, specs[name], sm) for name in ENGINE_NAMES]
 
@@ -169,6 +169,11 @@ def list_engines(bundle: Bundle) -> list[EngineState]:
 def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines:
     """Return fresh engines for this GPU.
 
+    Args:
+        bundle: what they must have been built from.
+        kind: the engine.
+        form: of the LLM; None takes any that was built, the version's best first.
+
     Raises:
         BackendUnavailable: the engine's package, the driver or the GPU is missing.
         EnginesStale: there are no fresh ones; says what differs.
@@ -178,7 +183,7 @@ def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines
         version = str(builder.engine_version(kind))
     except EngineUnavailable as error:
         raise BackendUnavailable(str(error)) from None
-    chosen = engine_form(bundle, kind, version, form)
+    engine_form(bundle, kind, version, form)  # there is one
     sm = builder.device_sm()
     if sm is None:
         raise BackendUnavailable(
@@ -188,6 +193,13 @@ def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines
         )
     faults: list[str] = []
     for folder in _suiting(bundle, kind, sm):
+        try:
+            chosen = engine_form(bundle, kind, version, folder.form)
+        except BackendUnavailable as error:
+            faults.append(f"{folder.path}: {error}")
+            continue
+        if form not in (None, chosen.form):
+            continue
         states = engine_states(bundle, folder, sm, chosen)
         if all(state.state == "fresh" for state in states):
             cars = {state.name: state.side_car for state in states}
@@ -197,13 +209,13 @@ def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines
     reasons = "; ".join(faults) or f"it has {', '.join(have) if have else 'none at all'}"
     raise EnginesStale(
         f"The bundle has no fresh engines for {kind} {version} on {sm}: {reasons}. Build them on "
-        f"this device: {build_line(bundle, kind)}"
+        f"this device: {build_line(bundle, kind, form)}"
     )
 
 
-def build_line(bundle: Bundle, kind: Kind) -> str:
+def build_line(bundle: Bundle, kind: Kind, form: str | None = None) -> str:
     """Return the command that builds engines."""
-    return f"tokprune build {bundle.path} --engine {kind}"
+    return f"tokprune build {bundle.path} --engine {kind}" + (f" --llm-form {form}" if form else "")
 
 
 def _states_or_fault(bundle: Bundle, folder: EngineFolder, sm: str | None) -> list[EngineState]:
@@ -215,13 +227,17 @@ def _states_or_fault(bundle: Bundle, folder: EngineFolder, sm: str | None) -> li
 
 
 def _suiting(bundle: Bundle, kind: Kind, sm: str) -> Iterator[EngineFolder]:
-    """Yield the folders that may hold engines for a GPU: those for it alone first."""
+    """Yield the folders that may hold engines for a GPU.
+
+    The version's best form of the LLM comes first, and of these what was built for this GPU alone.
+    """
     folders = [
         folder
         for folder in engine_folders(bundle)
         if folder.kind == kind and (sm in folder.sm or not folder.sm)
     ]
-    yield from sorted(folders, key=lambda folder: len(folder.sm) or 1000)  # all: last
+    many = 1000  # more than any list: all GPUs come last
+    yield from sorted(folders, key=lambda each: (each.form is not None, len(each.sm) or many))
 
 
 def _state(
