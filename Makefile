@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10
 DEVICE_PYTHON ?= $(firstword $(foreach name,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python),$(shell $(name) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)))
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Processes of the suite, each with its own torch; JOBS=0 runs all in one, for a debugger.
+JOBS ?= $(shell nproc | awk '{ n = $$1 > 4 ? 4 : $$1; print n }')
 GPU_ARGS ?=
 SOURCE ?= fake://scenes
 CAMERA_ARGS ?=
@@ -15,6 +17,7 @@ BUILT = --build-constraint constraints.txt  # unknown to the pip that a new envi
 PIP = $(BIN)/python $(INSTALL)
 CHECKPOINTS := samples/scenes/checkpoints
 BUNDLES := $(patsubst $(CHECKPOINTS)/%/config.json,build/bundles/%,$(wildcard $(CHECKPOINTS)/*/config.json))
+SPREAD := -n $(JOBS) --dist loadfile  # what a module's fixtures made, its tests use
 SOURCES := $(shell find sdk runtimes export -name '*.py')
 
 .DEFAULT_GOAL := help
@@ -41,8 +44,8 @@ check: .venv/.tests ## format, lint, types, import contracts
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: .venv/.tests .venv/.chromium ## run the suite; PYTEST_ARGS="-k coverage" runs a part
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: .venv/.tests .venv/.chromium ## run the suite, JOBS processes; PYTEST_ARGS="-k coverage" runs a part
+	$(BIN)/python -m pytest $(SPREAD) $(PYTEST_ARGS)
 
 # Promises that take minutes, and that make test has tried with the same code.
 LONG := $(addprefix --ignore=tests/sdk/,test_camera_promises.py test_many_callers.py test_memory_growth.py test_memory_growth_stub.py test_out_of_memory.py test_stopping_promise.py)
@@ -53,7 +56,7 @@ device: ## test the robot's side as JetPack 6 has it: Python 3.10, no torch
 
 device-tests: .venv/.tests .venv-device/.tests
 	PYTHONPATH=tests/benchmarks $(BIN)/python tests/demo_bundle.py
-	TOKPRUNE_TEST_DEVICE=1 .venv-device/bin/python -m pytest tests/sdk tests/runtimes -m 'not torch and not torchvision' $(LONG) $(PYTEST_ARGS)
+	TOKPRUNE_TEST_DEVICE=1 .venv-device/bin/python -m pytest tests/sdk tests/runtimes -m 'not torch and not torchvision' $(SPREAD) $(LONG) $(PYTEST_ARGS)
 
 soak: .venv/.tests ## try every promise at its full count; goes on where it was stopped
 	SOAK=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

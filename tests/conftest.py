@@ -1,5 +1,6 @@
 """Which tests can run here, and the checkpoints and bundles that several of them use."""
 
+import fcntl
 import gc
 import hashlib
 import os
@@ -150,9 +151,12 @@ def bundle_of(checkpoint: Path, precision: str = "fp32") -> Path:
     for path in (*inputs, ROOT / "constraints.txt"):
         digest.update(path.name.encode() + path.read_bytes())
     bundle = ROOT / "build" / "tests" / f"demo-{digest.hexdigest()[:16]}"
-    if not bundle.exists():
-        options = scorers_of(checkpoint)
-        export_bundle(checkpoint, bundle, "--precision", precision, "--saliency", *options)
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    with bundle.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the suite's other processes want it too
+        if not bundle.exists():
+            options = scorers_of(checkpoint)
+            export_bundle(checkpoint, bundle, "--precision", precision, "--saliency", *options)
     return bundle
 
 

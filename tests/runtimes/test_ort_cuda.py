@@ -1,5 +1,6 @@
 """ONNX Runtime's CUDA provider, driven through a fake of the module: no GPU is needed."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ class OnnxRuntime:
 
     def preload_dlls(self, **options: object) -> None:
         self.preloaded.append(options)
-        print("Failed to load libcurand.so.10")
+        sys.stdout.write("Failed to load libcurand.so.10\n")
 
     def get_available_providers(self) -> list[str]:
         return self.available
