@@ -17,7 +17,7 @@ BUILT = --build-constraint constraints.txt  # unknown to the pip that a new envi
 PIP = $(BIN)/python $(INSTALL)
 CHECKPOINTS := samples/scenes/checkpoints
 BUNDLES := $(patsubst $(CHECKPOINTS)/%/config.json,build/bundles/%,$(wildcard $(CHECKPOINTS)/*/config.json))
-SPREAD := -n $(JOBS) --dist loadfile  # what a module's fixtures made, its tests use
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder  # what a module's fixtures made, its tests use
 SOURCES := $(shell find sdk runtimes export -name '*.py')
 
 .DEFAULT_GOAL := help

@@ -51,7 +51,9 @@ def encode_side_car(side_car: SideCar) -> bytes:
     return msgspec.json.format(msgspec.json.encode(side_car), indent=2) + b"\n"
 
 
-def check_side_car(engine: Path, kind: Kind, source_sha256: str, sm: str | None) -> SideCar:
+def check_side_car(
+    engine: Path, kind: Kind, source_sha256: str, sm: str | None, *, content: bool = True
+) -> SideCar:
     """Check that an engine may be loaded here, from its side-car and the hash of its bytes.
 
     Args:
@@ -59,12 +61,16 @@ def check_side_car(engine: Path, kind: Kind, source_sha256: str, sm: str | None)
         kind: what is to run it.
         source_sha256: of the graph that it must have been built from.
         sm: this GPU, "sm87"; None does not check that.
+        content: hash its bytes. Who is about to load it need not: that hashes what it loads, and
+            an engine may have gigabytes.
 
     Raises:
         EngineStale: says what differs.
         EngineUnavailable: `kind` is not installed.
     """
-    with checked_engine(engine, kind, source_sha256, sm) as (side_car, _):
+    with _mapped_engine(engine, kind, source_sha256, sm) as (side_car, data):
+        if content:
+            _check_content(engine, side_car, data)
         return side_car
 
 
@@ -76,6 +82,21 @@ def checked_engine(
 
     A rebuild replaces the file, and so does not change what is mapped here.
     """
+    with _mapped_engine(engine, kind, source_sha256, sm) as (side_car, data):
+        _check_content(engine, side_car, data)
+        yield side_car, data
+
+
+def _check_content(engine: Path, side_car: SideCar, data: memoryview) -> None:
+    if _sha256(data) != side_car.sha256:
+        raise _stale(engine, "is damaged: its bytes are not the ones that were built")
+
+
+@contextmanager
+def _mapped_engine(
+    engine: Path, kind: Kind, source_sha256: str, sm: str | None
+) -> Generator[tuple[SideCar, memoryview], None, None]:
+    """Check all but the bytes, and map them."""
     side_car = _read(engine)
     wanted = engine_version(kind)
     if side_car.engine != kind:
@@ -101,8 +122,6 @@ def checked_engine(
     except FileNotFoundError:
         raise _stale(engine, "is missing") from None
     with mapped, memoryview(mapped) as data:
-        if _sha256(data) != side_car.sha256:
-            raise _stale(engine, "is damaged: its bytes are not the ones that were built")
         yield side_car, data
 
 

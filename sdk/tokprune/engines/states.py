@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from tokprune.bundle import Bundle
 from tokprune.containment import opened_file, opened_folder
@@ -54,6 +54,15 @@ class EngineState:
             "reason": self.reason,
             "bytes": self.bytes,
         }
+
+
+class Wanted(NamedTuple):
+    """What the engines of a folder must fit."""
+
+    bundle: Bundle
+    folder: EngineFolder
+    sm: str | None  # None: any GPU
+    content: bool  # whether their bytes are hashed
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,12 @@ def source_sha256(bundle: Bundle, spec: GraphSpec) -> str:
 
 
 def engine_states(
-    bundle: Bundle, folder: EngineFolder, sm: str | None, form: LlmForm | None = None
+    bundle: Bundle,
+    folder: EngineFolder,
+    sm: str | None,
+    form: LlmForm | None = None,
+    *,
+    content: bool = True,
 ) -> list[EngineState]:
     """Return the state of the four engines of a folder. No engine is deserialised.
 
@@ -147,13 +161,15 @@ def engine_states(
         folder: where they lie.
         sm: of the GPU that is to run them; None does not ask.
         form: of the LLM; None takes the one that the folder names.
+        content: hash the engines' bytes; who loads them next need not.
 
     Raises:
         BackendUnavailable: the bundle has no form for this engine.
     """
     form = form or engine_form(bundle, folder.kind, folder.version, folder.form)
     specs = engine_specs(bundle.manifest, form)
-    return [_state(bundle, folder, name, specs[name], sm) for name in ENGINE_NAMES]
+    wanted = Wanted(bundle, folder, sm, content)
+    return [_state(wanted, name, specs[name]) for name in ENGINE_NAMES]
 
 
 def list_engines(bundle: Bundle) -> list[EngineState]:
@@ -200,7 +216,7 @@ def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines
             continue
         if form not in (None, chosen.form):
             continue
-        states = engine_states(bundle, folder, sm, chosen)
+        states = engine_states(bundle, folder, sm, chosen, content=False)
         if all(state.state == "fresh" for state in states):
             cars = {state.name: state.side_car for state in states}
             return Engines(folder, chosen, cars)
@@ -240,16 +256,15 @@ def _suiting(bundle: Bundle, kind: Kind, sm: str) -> Iterator[EngineFolder]:
     yield from sorted(folders, key=lambda each: (each.form is not None, len(each.sm) or many))
 
 
-def _state(
-    bundle: Bundle, folder: EngineFolder, name: str, spec: GraphSpec, sm: str | None
-) -> EngineState:
+def _state(wanted: Wanted, name: str, spec: GraphSpec) -> EngineState:
+    folder = wanted.folder
     path = folder.engine(name)
     size: int | None = None
     side_car: Any = None
     try:
         with opened_folder(folder.path) as root, opened_file(root, path.name) as descriptor:
             size = os.fstat(descriptor).st_size
-        state, reason, side_car = _checked(bundle, folder, path, spec, sm)
+        state, reason, side_car = _checked(wanted, path, spec)
     except BundleInvalid as error:  # it is not there, or no plain file
         missing = error.code.endswith(".missing")
         state = "missing" if missing else "stale"
@@ -259,12 +274,13 @@ def _state(
     )
 
 
-def _checked(
-    bundle: Bundle, folder: EngineFolder, path: Path, spec: GraphSpec, sm: str | None
-) -> tuple[Freshness, str | None, Any]:
+def _checked(wanted: Wanted, path: Path, spec: GraphSpec) -> tuple[Freshness, str | None, Any]:
     try:
-        source = source_sha256(bundle, spec)
-        return "fresh", None, trt_build().check_side_car(path, folder.kind, source, sm)
+        source = source_sha256(wanted.bundle, spec)
+        side_car = trt_build().check_side_car(
+            path, wanted.folder.kind, source, wanted.sm, content=wanted.content
+        )
+        return "fresh", None, side_car
     except EngineStale as error:
         return "stale", str(error), None
     except EngineUnavailable as error:
