@@ -13,7 +13,7 @@ from recording import recorded
 
 import tokprune
 from tokprune.families.qwen2_5_vl import Encoder, windows
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.manifest import Manifest
 from tokprune.types import Clip, Medium
 from tokprune_export import export, parity

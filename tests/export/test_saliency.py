@@ -22,7 +22,7 @@ from tokprune.commands.bench import Bench, run_bench
 from tokprune.commands.calibrate import Calibrate, run_calibrate
 from tokprune.commands.inspect import Inspect, run_inspect
 from tokprune.families.qwen2_5_vl import windows
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.graphs import VisionEncoder
 from tokprune.manifest import GraphSpec, Manifest
 from tokprune_export import export, graphs, parity
