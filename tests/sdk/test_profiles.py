@@ -19,6 +19,7 @@ from tokprune.engines.profiles import (
 )
 from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
 from tokprune.families.qwen2_5_vl import windows
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.llm import seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
 from tokprune_runtimes import Carry, Feeds, Interrupt, Loop
@@ -101,7 +102,7 @@ def test_no_grid_has_more_windows_than_its_range() -> None:
         for columns in range(1, 22):
             tokens = rows * columns
             (axes, *_) = vision_axes(QWEN2_5, sizes(LIMITS, vision_tokens=tokens), few=True)
-            assert len(windows(rows, columns, 4, 2).windows) <= axes["W"][2]
+            assert len(windows(patch_positions(rows, columns, 2), 4, 2).windows) <= axes["W"][2]
 
 
 def test_tiles_go_one_or_up_to_four_at_a_time() -> None:

@@ -12,6 +12,7 @@ from tokprune import Clip
 from tokprune.errors import RequestInvalid
 from tokprune.families import FAMILIES, Processor, Span
 from tokprune.families.qwen2_5_vl import Encoder, time, windows
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.types import Region
 
 SIZES = {"longest_edge": 252 * 252, "shortest_edge": 56 * 56}
@@ -48,7 +49,7 @@ def test_windows_are_those_of_transformers_for_every_small_grid(merge: int) -> N
         )
         patches = (order[:, None] * merge**2 + torch.arange(merge**2)).flatten().tolist()
         expected = [patches[a:b] for a, b in pairwise(borders.tolist())]
-        table, places = windows(*grid, side + 1, merge)
+        table, places = windows(patch_positions(*grid, merge), side + 1, merge)
         assert table.shape[1] == ((side + 1) * merge) ** 2
         assert [[patch for patch in window if patch >= 0] for window in table.tolist()] == expected
         assert table.ravel()[places].tolist() == list(range(len(patches)))
