@@ -29,7 +29,7 @@ from rich.progress import track
 from shipped import scorers_of
 
 import tokprune
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.scenes import suite
 from tokprune.types import Feeds
 from tokprune_export import graphs, int8

@@ -13,7 +13,7 @@ from recording import recorded
 
 import tokprune
 from tokprune.families.qwen2_5_vl import Encoder, windows
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.manifest import Manifest
 from tokprune.types import Clip, Medium
 from tokprune_export import export, parity
@@ -231,10 +231,10 @@ def test_vision_tokens_equal_transformers_for_grids_around_a_window(
         grid = torch.tensor([[2, rows * merge, columns * merge]])
         theirs = model.model.visual(pixels.flatten(0, 1), grid_thw=grid).pooler_output
         positions = torch.from_numpy(patch_positions(rows, columns, merge))
-        tables = [torch.from_numpy(each) for each in windows(rows, columns, side, merge)]
+        tables = [torch.from_numpy(each) for each in windows(positions.numpy(), side, merge)]
         ours = encoder(pixels, positions, *tables).flatten(0, 1)
         assert close(ours.numpy(), theirs.numpy())
-        whole = [torch.from_numpy(each) for each in windows(rows, columns, 15, merge)]
+        whole = [torch.from_numpy(each) for each in windows(positions.numpy(), 15, merge)]
         assert rows <= side >= columns or not close(
             encoder(pixels, positions, *whole).flatten(0, 1).numpy(), theirs.numpy()
         )

@@ -22,7 +22,7 @@ from tokprune.commands.bench import Bench, run_bench
 from tokprune.commands.calibrate import Calibrate, run_calibrate
 from tokprune.commands.inspect import Inspect, run_inspect
 from tokprune.families.qwen2_5_vl import windows
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.graphs import VisionEncoder
 from tokprune.manifest import GraphSpec, Manifest
 from tokprune_export import export, graphs, parity
@@ -151,7 +151,7 @@ def qwen(one: Encoders, grid: tuple[int, int, int]) -> tuple[Feeds, np.ndarray]:
         back[order.numpy()] = shares.reshape(-1, merge**2)  # HF puts patches of a window together
         shares = back.reshape(frames, -1)
         side = settings.window_size // merge // settings.patch_size
-        feeds |= windows(rows, columns, side, merge)._asdict()
+        feeds |= windows(place, side, merge)._asdict()
     tokens = np.zeros((frames, rows, columns), np.float32)
     for patch, (row, column) in enumerate(place // merge):
         tokens[:, row, column] += shares[:, patch] / merge**2

@@ -18,7 +18,6 @@ from tokprune.engines.profiles import (
     vision_axes,
 )
 from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
-from tokprune.families.qwen2_5_vl import windows
 from tokprune.llm import seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
 from tokprune_runtimes import Carry, Feeds, Interrupt, Loop
@@ -88,20 +87,6 @@ def test_qwen2_vl_encodes_one_large_frame_or_eight_small_ones_at_a_time() -> Non
     ]
     assert vision_axes(QWEN2, sizes(LIMITS), few=True) == axes[:1]
     assert len(vision_axes(QWEN2, sizes(LIMITS, vision_tokens=7), few=False)) == 1
-
-
-def test_qwen2_5_vl_has_a_range_of_windows_too() -> None:
-    one, several = vision_axes(QWEN2_5, sizes(LIMITS, vision_tokens=1024), few=False)
-    assert one == {"F": (1, 1, 1), "q": (1, 256, 1024), "W": (1, 16, 256)}
-    assert several == {"F": (2, 8, 8), "q": (1, 32, 128), "W": (1, 2, 32)}
-
-
-def test_no_grid_has_more_windows_than_its_range() -> None:
-    for rows in range(1, 22):
-        for columns in range(1, 22):
-            tokens = rows * columns
-            (axes, *_) = vision_axes(QWEN2_5, sizes(LIMITS, vision_tokens=tokens), few=True)
-            assert len(windows(rows, columns, 4, 2).windows) <= axes["W"][2]
 
 
 def test_tiles_go_one_or_up_to_four_at_a_time() -> None:

@@ -12,7 +12,9 @@ from tokprune import Clip
 from tokprune.errors import RequestInvalid
 from tokprune.families import FAMILIES, Processor, Span
 from tokprune.families.qwen2_5_vl import Encoder, time, windows
-from tokprune.types import Region
+from tokprune.families.qwen_patches import patch_positions
+from tokprune.looking.parts import apart
+from tokprune.types import Medium, Region
 
 SIZES = {"longest_edge": 252 * 252, "shortest_edge": 56 * 56}
 ENCODER = {"window_size": 84, "tokens_per_second": 2}
@@ -48,7 +50,7 @@ def test_windows_are_those_of_transformers_for_every_small_grid(merge: int) -> N
         )
         patches = (order[:, None] * merge**2 + torch.arange(merge**2)).flatten().tolist()
         expected = [patches[a:b] for a, b in pairwise(borders.tolist())]
-        table, places = windows(*grid, side + 1, merge)
+        table, places = windows(patch_positions(*grid, merge), side + 1, merge)
         assert table.shape[1] == ((side + 1) * merge) ** 2
         assert [[patch for patch in window if patch >= 0] for window in table.tolist()] == expected
         assert table.ravel()[places].tolist() == list(range(len(patches)))
@@ -66,6 +68,71 @@ def test_a_picture_is_cut_as_for_qwen2_vl_and_its_windows_are_told(
     assert call["windows"].shape == (2, 36)
     assert (call["windows"] < 0).sum(axis=1).tolist() == [0, 12]  # 3 x 3, and 2 x 3 below
     assert shown.step_s == 0
+
+
+FEEDS = ("pixel_values", "positions", "windows", "places")
+
+
+@pytest.mark.parametrize("medium", [noise(150, 251), Clip(noise(5, 200, 95), 2.0)])
+def test_all_tokens_shown_by_a_cut_are_fed_as_the_whole_is(
+    processor: Processor, medium: Medium
+) -> None:
+    (shown,) = processor.prepare([medium])
+    assert processor.ways.cut is not None
+    made = processor.ways.cut(shown, np.arange(len(shown.where)))
+    for one, other in zip(made.calls, apart(shown).calls, strict=True):
+        assert set(one) == set(other) == set(FEEDS)
+        for name in FEEDS:
+            np.testing.assert_array_equal(one[name], other[name])
+            assert one[name].dtype == other[name].dtype
+    np.testing.assert_array_equal(made.where, shown.where)
+    assert made.regions == shown.regions
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("medium", [noise(252, 251), noise(59, 999), Clip(noise(5, 200, 95), 2.0)])
+def test_tokens_that_are_shown_keep_their_place_in_their_window(
+    processor: Processor, medium: Medium, share: float
+) -> None:
+    (shown,) = processor.prepare([medium])
+    assert processor.ways.cut is not None
+    random = np.random.default_rng(0)
+    tokens = np.flatnonzero(random.random(len(shown.where)) < share)
+    made = processor.ways.cut(shown, tokens)
+    frames, cells = apart(shown).calls, shown.regions[0].rows * shown.regions[0].columns
+    numbers = sorted(set((tokens // cells).tolist()))
+    for number, call in zip(numbers, made.calls, strict=True):
+        whole = frames[number]
+        chosen = np.flatnonzero(np.isin(np.arange(4 * cells) // 4 + number * cells, tokens))
+        np.testing.assert_array_equal(call["pixel_values"], whole["pixel_values"][:, chosen])
+        np.testing.assert_array_equal(call["positions"], whole["positions"][chosen])
+        new = np.full(4 * cells + 1, -1)  # of each patch, its number among the shown; -1 has none
+        new[chosen] = np.arange(len(chosen))
+        expected = new[whole["windows"]]
+        np.testing.assert_array_equal(call["windows"], expected[(expected >= 0).any(axis=1)])
+        back = np.ravel(call["windows"])[call["places"]]
+        np.testing.assert_array_equal(back, np.arange(len(chosen)))
+
+
+@pytest.mark.parametrize("medium", [noise(150, 95), noise(28, 28), Clip(noise(5, 140, 84), 2.0)])
+def test_pictures_at_half_their_size_are_those_of_qwen2_vl_with_windows_of_their_own(
+    folder: Path, processor: Processor, medium: Medium
+) -> None:
+    plain = FAMILIES["qwen2_vl"].open(folder)
+    assert plain.ways.halved is not None
+    assert processor.ways.halved is not None
+    (whole,), (small,) = processor.prepare([medium]), processor.ways.halved([medium])
+    (theirs,) = plain.ways.halved([medium])
+    rows, columns = small.regions[0].rows, small.regions[0].columns
+    assert (rows, columns) == (-(-whole.regions[0].rows // 2), -(-whole.regions[0].columns // 2))
+    assert small.regions == theirs.regions
+    assert small.step_s == whole.step_s
+    (call,) = small.calls
+    assert call["pixel_values"].shape[1] == 4 * rows * columns  # whole vision tokens of 28 px
+    np.testing.assert_array_equal(call["pixel_values"], theirs.calls[0]["pixel_values"])
+    tables = windows(patch_positions(rows, columns, 2), 3, 2)
+    np.testing.assert_array_equal(call["windows"], tables.windows)
+    np.testing.assert_array_equal(call["places"], tables.places)
 
 
 def rope_model(vision: dict[str, Any]) -> Any:

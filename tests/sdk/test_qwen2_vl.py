@@ -9,7 +9,8 @@ import pytest
 
 from tokprune import PictureInvalid
 from tokprune.families import FAMILIES, Span
-from tokprune.families.qwen2_vl import Settings, patch_positions, patchify, positions, resized_hw
+from tokprune.families.qwen2_vl import Settings, patchify, positions, resized_hw
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.types import Region
 
 SIZES = {"longest_edge": 448 * 448, "shortest_edge": 56 * 56}

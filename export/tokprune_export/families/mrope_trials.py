@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokprune.families import Span
-from tokprune.families.qwen2_vl import from_patches
+from tokprune.families.qwen_patches import from_patches
 from tokprune.types import Prepared, Region
 from tokprune_export.families.family import Trial
 

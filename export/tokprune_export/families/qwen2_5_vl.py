@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokprune.families import qwen2_5_vl as numpy_half
 from tokprune.families.qwen2_5_vl import Encoder, with_windows
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families import qwen2_vl
 from tokprune_export.families.family import Config, Family, Trial

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from tokprune.families.qwen2_vl import patch_positions
+from tokprune.families.qwen_patches import patch_positions
 from tokprune_export.decoder import TextModel
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families.family import Config, Family, Trial

@@ -60,7 +60,7 @@ class Bounds:
         above = {axis: most for axis, most in mosts.items() if given[axis] > most}
         if above:
             number = " and ".join(
-                f"{given[axis]} {_WORDS.get(axis, axis)} (built for {most})"
+                f"{given[axis]} {_word(axis, given)} (built for {most})"
                 for axis, most in above.items()
             )
         else:  # each fits somewhere, together they fit nowhere
@@ -166,4 +166,9 @@ def _holds(box: Box, given: Mapping[str, int]) -> bool:
 
 
 def _listed(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{size} {_WORDS.get(axis, axis)}" for axis, size in sizes.items())
+    return ", ".join(f"{size} {_word(axis, sizes)}" for axis, size in sizes.items())
+
+
+def _word(axis: str, sizes: Mapping[str, int]) -> str:
+    """Say what an axis counts: `W` are columns to the scorer, windows to a vision encoder."""
+    return "windows" if axis == "W" and "q" in sizes else _WORDS.get(axis, axis)

@@ -148,7 +148,9 @@ def vision_axes(spec: GraphSpec, largest: Sizes, *, few: bool) -> list[Axes]:
     """Return ranges of the vision encoder: one frame or tile a call, and several.
 
     A frame of Qwen2.5-VL comes with a table of windows (axis W). It has most of them where it is a
-    strip: one for each `side` vision tokens.
+    strip: one for each `side` vision tokens. Where a part of it is shown (`encode`), each token may
+    have a window of its own, but no part has more than the whole, which is refused before it is cut
+    (`check_all`) where these ranges do not hold it.
     """
     batch = axis_of(spec.inputs[0].shape[0])
     if batch is not None and batch[1] == "tiles":

@@ -5,6 +5,7 @@ get_vision_window_index and Qwen2_5_VLModel.get_rope_index of transformers (5.23
 takes the rate of a clip from its metadata (and 24 frames a second where there are none).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from tokprune.errors import RequestInvalid
-from tokprune.families import qwen2_vl
+from tokprune.families import qwen2_vl, qwen_patches
 from tokprune.families.family import Family, Processor, Span
+from tokprune.looking.ways import Ways
 from tokprune.types import Array, Media, Prepared, Region
 
 LATEST = 2**24  # position ids above are not exact in the float32 that angles are computed in
@@ -67,39 +69,68 @@ class Windows(NamedTuple):
 def open_processor(folder: Path) -> Processor:
     """Read the HF files of a bundle or checkpoint."""
     encoder = msgspec.json.decode((folder / "config.json").read_bytes(), type=Config).encoder()
-    cut = qwen2_vl.open_processor(folder)
+    plain = qwen2_vl.open_processor(folder)
+    halved = plain.ways.halved
     return Processor(
-        prepare=partial(prepare, encoder, cut),
+        prepare=partial(prepare, encoder, plain.prepare),
         positions=partial(qwen2_vl.positions, time=partial(time, encoder)),
-        together=cut.together,
+        ways=Ways(partial(cut, encoder), halved and partial(prepare, encoder, halved)),
+        together=plain.together,
     )
 
 
-def prepare(encoder: Encoder, cut: Processor, media: Media) -> tuple[Prepared, ...]:
-    """Cut each picture and video into patches: one run of the vision encoder each."""
-    return tuple(with_windows(encoder, shown) for shown in cut.prepare(media))
+def prepare(
+    encoder: Encoder, plain: Callable[[Media], tuple[Prepared, ...]], media: Media
+) -> tuple[Prepared, ...]:
+    """Cut each picture and video into patches: one run of the vision encoder each.
+
+    Args:
+        encoder: what the windows are.
+        plain: cuts them as for Qwen2-VL.
+        media: these.
+    """
+    return tuple(with_windows(encoder, shown) for shown in plain(media))
+
+
+def cut(encoder: Encoder, shown: Prepared, tokens: Int64[Array, " m"]) -> Prepared:
+    """Show the pixels of some vision tokens alone, each in the window that it has in the whole.
+
+    Patches attend to those of their window that are shown, and elsewhere to all that are.
+
+    Args:
+        encoder: what the windows are.
+        shown: the whole, with a call for all frames or one for each.
+        tokens: ascending.
+    """
+    return with_windows(encoder, qwen_patches.cut(shown, tokens))
 
 
 def with_windows(encoder: Encoder, shown: Prepared) -> Prepared:
     """Tell the vision encoder the windows of what was cut as for Qwen2-VL."""
-    (call,), grid = shown.calls, shown.regions[0]
-    tables = windows(grid.rows, grid.columns, encoder.side, encoder.spatial_merge_size)
-    return replace(shown, calls=({**call, **tables._asdict()},))
+    side, merge = encoder.side, encoder.spatial_merge_size
+    tables = [windows(call["positions"], side, merge) for call in shown.calls]
+    calls = zip(shown.calls, tables, strict=True)
+    return replace(shown, calls=tuple({**call, **table._asdict()} for call, table in calls))
 
 
-def windows(rows: int, columns: int, side: int, merge: int) -> Windows:
-    """Cut a grid of vision tokens into windows, from the top left.
+def windows(positions: Int64[Array, "p 2"], side: int, merge: int) -> Windows:
+    """Find the windows of patches: squares of the grid, counted from its top left.
 
     Args:
-        rows: of the grid, in vision tokens.
-        columns: as many.
+        positions: row and column of each patch, those of a vision token together.
         side: of a window, in vision tokens. Those at the right and bottom may be smaller.
-        merge: patches along a vision token, whose patches follow each other.
+        merge: patches along a vision token.
+
+    Returns:
+        The windows that have any patch. Each patch has the same place in its window, whether
+        others are there or not.
     """
-    tokens = np.reshape(np.arange(rows * columns), (rows, columns))
-    whole = np.pad(tokens, ((0, -rows % side), (0, -columns % side)), constant_values=-1)
-    split = np.reshape(whole, (whole.shape[0] // side, side, whole.shape[1] // side, side))
-    members = np.reshape(np.swapaxes(split, 1, 2), (-1, side * side, 1))
+    cells: Array = positions[:: merge**2] // merge
+    row, column = cells[:, 0], cells[:, 1]
+    numbers: Array = row // side * (int(column.max()) // side + 1) + column // side
+    found, window = np.unique(numbers, return_inverse=True)
+    members: Array = np.full((len(found), side * side, 1), -1)
+    members[window, row % side * side + column % side, 0] = np.arange(len(window))
     patches = np.where(members < 0, -1, members * merge**2 + np.arange(merge**2))
     table = np.reshape(patches, (len(members), -1)).astype(np.int64)
     taken = np.flatnonzero(table >= 0)

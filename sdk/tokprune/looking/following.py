@@ -38,7 +38,7 @@ class Following:
         for frame in frames:
             answer = vlm.ask(frame, "Is the path free?", 0.25, encode=follow)
 
-    Where a family's encoder takes any part of a picture (Qwen2-VL), parts are blocks of 2 x 2
+    Where a family's encoder takes any part of a picture (Qwen's), parts are blocks of 2 x 2
     vision tokens; else they are tiles (LLaVA-OneVision), and the one that shows the whole picture
     is always encoded.
     """
