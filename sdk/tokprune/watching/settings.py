@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from tokprune.budgets import Budget, BudgetLike, budget_of
 from tokprune.control import CancelToken
 from tokprune.errors import RequestInvalid, unknown
+from tokprune.looking import Following
 from tokprune.model import Model
 from tokprune.running.request import AskOptions, options_of
 from tokprune.selectors import Selector
@@ -52,6 +53,11 @@ class Settings:
     mode: Mode
     every_s: float
     options: AskOptions
+
+    @property
+    def follows(self) -> bool:
+        """Whether the stream is followed: frames are to be seen as they are."""
+        return isinstance(self.options.get("encode"), Following)
 
     def changed(self, model: Model, **changes: Unpack[Changes]) -> "Settings":
         """Return them with changes.
