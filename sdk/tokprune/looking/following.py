@@ -10,6 +10,7 @@ layer and the scorer read the whole picture.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -62,11 +63,21 @@ class Following:
         self.seen = None
 
 
+class About(NamedTuple):
+    """What tells one stream from others: what is remembered of one is nothing to another."""
+
+    model: str
+    question: bytes
+    size_hw: tuple[int, int]
+    where: bytes  # the places of the vision tokens
+    parts: tuple[int, ...]  # shape of their pixels: tokens in one order may be of other crops
+
+
 @dataclass
 class Seen:
     """The parts of a picture as they were last encoded."""
 
-    about: tuple[str, bytes, bytes]  # the model, the question, and what the picture is cut into
+    about: About
     pixels: Float32[Array, "m ..."]  # of each patch or tile
     age: Int64[Array, " parts"]  # looks since each was encoded
     worth: Float32[Array, " parts"]  # of each, to the last answer
@@ -95,7 +106,7 @@ class Follow:
         seen = self.follow.seen
         if parts.count == 1:
             return self._whole(asked, parts, "there is nothing to leave out")
-        if seen is None or seen.about != self._about(asked):
+        if seen is None or seen.about != self._about(asked, parts):
             return self._whole(asked, parts, "the first look at this question and picture")
         changes = parts.changes(seen.pixels)
         moved = changes > MOVED
@@ -125,17 +136,18 @@ class Follow:
             unseen = parts.rows(~encoded)
             pixels[unseen] = before.pixels[unseen]
             age[~encoded] = before.age[~encoded] + 1
-        self.follow.seen = Seen(self._about(asked), pixels, age, worth, self._outputs)
+        self.follow.seen = Seen(self._about(asked, parts), pixels, age, worth, self._outputs)
         return None
 
     def _whole(self, asked: Asked, parts: Parts, reason: str) -> Look:
         picture, self._encoded = parts.whole(self._outputs), None
         return Look(asked.prompt, (picture,), None, asked.budget, asked.total, reason=reason)
 
-    def _about(self, asked: Asked) -> tuple[str, bytes, bytes]:
-        """Return what tells one stream from others."""
-        words = asked.prompt.ids[asked.prompt.words].tobytes()
-        return self.model, words, asked.media[0].where.tobytes()
+    def _about(self, asked: Asked, parts: Parts) -> About:
+        """Return which stream this is."""
+        words, picture = asked.prompt.ids[asked.prompt.words].tobytes(), asked.media[0]
+        where = picture.where.tobytes()
+        return About(self.model, words, picture.size_hw, where, parts.pixels.shape)
 
     def _due(self, parts: Parts, seen: Seen, moved: Bool[Array, " parts"]) -> Bool[Array, " parts"]:
         """Mark what was encoded longest ago."""

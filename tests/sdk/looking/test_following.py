@@ -296,6 +296,24 @@ def test_a_small_thing_in_a_tile_is_a_movement() -> None:
     assert any((call["pixel_values"][0] == tiles[5]).all() for call in look.media[0].calls)
 
 
+def test_crops_of_another_size_in_equal_places_are_another_stream() -> None:
+    # Above nine crops the grid is scaled down: 12, 20 and 30 crops give tokens in equal places.
+    tiler = Tiler(8, 4, tuple(Hw(8 * r, 8 * c) for r in range(1, 7) for c in range(1, 7)), 9)
+    eyes, places, counts = Eyes(4, None), set[bytes](), set[int]()
+    for size in (Hw(24, 32), Hw(30, 40), Hw(36, 48), Hw(48, 64)):
+        count = 1 + tiler.crops(size).height * tiler.crops(size).width
+        tiles = np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)
+        layout = anyres.alone(tiler, 0, size)
+        shown = llava_onevision.from_tiles("picture", tiles, layout, size)
+        given = asked(shown, A_TENTH)
+        look, _ = looked(eyes.follow(), given, encode=tile)
+        assert look.reason == "the first look at this question and picture"
+        assert "0 have moved" in looked(eyes.follow(), given, encode=tile)[0].reason
+        places.add(shown.where.tobytes())
+        counts.add(count)
+    assert (len(places), counts) == (1, {13, 21, 31})
+
+
 def test_padding_is_never_shown() -> None:
     tiler = Tiler(4, 2, tuple(Hw(4 * r, 4 * c) for r in range(1, 5) for c in range(1, 5)), 9)
     wide = Hw(4, 17)
