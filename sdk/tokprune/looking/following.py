@@ -10,6 +10,7 @@ layer and the scorer read the whole picture.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ class Following:
     Where a family's encoder takes any part of a picture (Qwen2-VL), parts are blocks of 2 x 2
     vision tokens; else they are tiles (LLaVA-OneVision), and the one that shows the whole picture
     is always encoded.
+
+    Use it from any thread. Of answers that run at one time, the first to be done is remembered.
     """
 
     def __init__(self, within: int = 8) -> None:
@@ -57,10 +60,24 @@ class Following:
             raise RequestInvalid(f"Following takes within=1 or more looks, got {within}")
         self.within = within
         self.seen: Seen | None = None
+        self._turns = 0  # how often `seen` was changed
+        self._lock = Lock()
 
     def forget(self) -> None:
-        """Look at the next picture as a whole."""
-        self.seen = None
+        """Look at the next picture as a whole, also while an answer is on its way."""
+        with self._lock:
+            self.seen, self._turns = None, self._turns + 1
+
+    def recall(self) -> tuple["Seen | None", int]:
+        """Return what was seen, and the turn that it is of."""
+        with self._lock:
+            return self.seen, self._turns
+
+    def remember(self, seen: "Seen", turn: int) -> None:
+        """Take over what came of a look, if nothing else was seen or forgotten since its turn."""
+        with self._lock:
+            if turn == self._turns:
+                self.seen, self._turns = seen, turn + 1
 
 
 class About(NamedTuple):
@@ -91,6 +108,8 @@ class Follow:
     follow: Following
     cut: Cut | None
     model: str = ""  # tells it from others: what one has encoded is nothing to another
+    _before: Seen | None = field(default=None, init=False)  # as it was at the first look
+    _turn: int = field(default=0, init=False)
     _parts: Parts | None = field(default=None, init=False)
     _encoded: Bool[Array, " parts"] | None = field(default=None, init=False)
     _outputs: Outputs = field(default_factory=Outputs, init=False)
@@ -103,7 +122,8 @@ class Follow:
                 "videos at once: ask about one frame, or choose another encode"
             )
         parts = self._parts = parts_of(asked, self.cut)
-        seen = self.follow.seen
+        seen, self._turn = self.follow.recall()
+        self._before = seen
         if parts.count == 1:
             return self._whole(asked, parts, "there is nothing to leave out")
         if seen is None or seen.about != self._about(asked, parts):
@@ -126,7 +146,7 @@ class Follow:
     ) -> Look | None:
         """Remember what was seen, and return nothing."""
         del looks, vision  # `_outputs` has what was encoded
-        parts, before, encoded = self._parts, self.follow.seen, self._encoded
+        parts, before, encoded = self._parts, self._before, self._encoded
         assert parts is not None
         pixels, age = np.array(parts.pixels), np.zeros(parts.count, np.int64)
         worth = np.zeros(parts.count, np.float32)
@@ -136,7 +156,8 @@ class Follow:
             unseen = parts.rows(~encoded)
             pixels[unseen] = before.pixels[unseen]
             age[~encoded] = before.age[~encoded] + 1
-        self.follow.seen = Seen(self._about(asked, parts), pixels, age, worth, self._outputs)
+        seen = Seen(self._about(asked, parts), pixels, age, worth, self._outputs)
+        self.follow.remember(seen, self._turn)
         return None
 
     def _whole(self, asked: Asked, parts: Parts, reason: str) -> Look:

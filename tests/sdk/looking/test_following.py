@@ -219,6 +219,45 @@ def test_a_request_that_is_stopped_on_its_way_changes_nothing() -> None:
     assert 5 * SIDE + 5 in places_of(eyes.look(changed))
 
 
+def ended(follow: Follow, given: Asked, look: Look) -> None:
+    """End a look that was begun before."""
+    vision = VisionTokens(tokens_of(look), look.media[0].where, look.media[0].regions)
+    assert follow.next(given, [look], vision, Ranking(lambda k: np.arange(k))) is None
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_what_is_forgotten_during_an_answer_stays_forgotten(looks: int) -> None:
+    eyes, given = Eyes(8), asked(picture(a_scene(0)), A_TENTH)
+    for _ in range(looks):
+        eyes.look(a_scene(0))
+    follow = eyes.follow()
+    look = follow.first(given)
+    eyes.following.forget()
+    ended(follow, given, look)
+    assert eyes.following.seen is None
+    assert eyes.look(a_scene(0)).encoded == SIDE**2
+
+
+def test_two_answers_at_one_time_leave_what_one_of_them_saw() -> None:
+    # Of two VLMs, or two threads: what one encoded must not count as fresh in the other's memory.
+    eyes, scene = Eyes(8), a_scene(0)
+    eyes.look(scene)
+    changed = scene.copy()
+    changed[3, 4] += 1.0
+    one, other = eyes.follow(), eyes.follow("another model")
+    asks = asked(picture(changed), A_TENTH), asked(picture(a_scene(1)), A_TENTH)
+    looks = one.first(asks[0]), other.first(asks[1])
+    assert looks[0].encoded < SIDE**2 == looks[1].encoded
+    ended(other, asks[1], looks[1])
+    seen = eyes.following.seen
+    ended(one, asks[0], looks[0])
+    assert eyes.following.seen is seen
+    for scene in (changed, changed):
+        tokens = eyes.tokens(scene)
+        whole = tokens_of(Eyes(8).follow().first(asked(picture(scene), A_TENTH)))
+        assert (tokens == whole).all()
+
+
 def test_every_budget_is_taken_and_one_that_keeps_everything_too() -> None:
     for budget in (KeepRatio(1.0), KeepCount(3), KeepMass(0.5), Deadline(300), Auto(300, 0.9)):
         eyes, scene = Eyes(8), a_scene(0)
