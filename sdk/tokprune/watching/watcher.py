@@ -81,7 +81,8 @@ class Watcher:
         """
         self._vlm = vlm
         self._camera = camera
-        settings = Settings(question, budget_of(budget), selector, system, mode, every_s, options)
+        asked = (question, budget_of(budget), selector, system, mode, every_s, options)
+        settings = Settings(*asked, window=window)
         settings.check(vlm.model)
         changes = gate if isinstance(gate, ChangeGate) else ChangeGate()
         gated = isinstance(gate, ChangeGate) or gate is True

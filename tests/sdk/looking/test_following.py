@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from counts import CHUNKS, share
 from grids import prompt_for
-from stub_model import Stub, a_picture, a_vlm
+from stub_model import Stub, a_model, a_picture
 
 from tokprune import Auto, Clip, Deadline, Following, KeepCount, KeepMass, KeepRatio, RequestInvalid
 from tokprune.budgets import Budget
 from tokprune.families import anyres, llava_onevision, qwen2_vl
 from tokprune.families.anyres import Hw, Tiler
-from tokprune.looking import Asked, Look
+from tokprune.looking import Asked, Look, Ways
 from tokprune.looking.following import Follow
 from tokprune.looking.showing import Cut
 from tokprune.types import Array, Feeds, Prepared, Ranking, VisionTokens
+from tokprune.vlm import VLM
 
 SIDE = 14  # tokens of a picture
 PIXELS = 8
@@ -377,8 +378,9 @@ def test_padding_is_never_shown() -> None:
 
 
 def test_a_camera_is_followed_through_answers() -> None:
-    stub, follow = Stub(), Following(4)
-    with a_vlm(stub) as vlm:
+    model, follow = a_model(Stub()), Following(4)
+    processor = replace(model.processor, ways=Ways(crops=True))
+    with VLM(replace(model, processor=processor)) as vlm:
         first = vlm.ask(a_picture(1), "what?", 6, "attention", encode=follow)
         assert (first.encode, first.encoded, first.total) == ("follow", 24, 24)
         again = vlm.ask(a_picture(1), "what?", 6, "attention", encode=follow)

@@ -63,7 +63,7 @@ class Asking(Generic[Header]):
     """A VLM, the newest picture of a topic, and the goals that are asked about it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the bundle. Raises what `tokprune.load` does."""
+        """Load the bundle. Raises what `tokprune.load` does, or says what it cannot do."""
         backend: Any = settings.backend  # load says which there are
         admission: Any = settings.admission
         self.settings = settings
@@ -83,6 +83,7 @@ class Asking(Generic[Header]):
         self._next_s = 0.0  # before this, another picture comes too soon
         self._refused = 0
         self._refused_why = ""
+        self._check()
 
     def activate(self) -> None:
         """Warm up, then take pictures and goals. Raises what `VLM.warmup` does."""
@@ -203,6 +204,15 @@ class Asking(Generic[Header]):
             refused_pictures=refused,
             refused_why=why,
         )
+
+    def _check(self) -> None:
+        """Refuse what no goal could be answered with; the node fails to be configured then."""
+        settings = self.settings
+        try:
+            self._vlm.model.check_encode(settings.encode, settings.selector or None)
+        except tokprune.TokpruneError:
+            self._vlm.close()
+            raise
 
     def _answer(
         self,
