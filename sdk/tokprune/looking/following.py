@@ -63,6 +63,9 @@ class Following:
         self._turns = 0  # how often `seen` was changed
         self._lock = Lock()
 
+    def __repr__(self) -> str:
+        return f"tokprune.Following(within={self.within})"
+
     def forget(self) -> None:
         """Look at the next picture as a whole, also while an answer is on its way."""
         with self._lock:

@@ -18,6 +18,11 @@ from tokprune.types import WHOLE, Media, Prepared
 
 Encode: TypeAlias = Literal["full", "lazy", "coarse", "repeats", "auto"]
 ENCODES: tuple[Encode, ...] = get_args(Encode)
+_EXPECTED = (
+    f"expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and frames of the second look), or "
+    "'coarse:2' (tokens encoded in full for each that is kept), or 'repeats:0.02' (by how much "
+    "pixels may differ), or of a stream tokprune.Following(within=8)"
+)
 _LARGEST_TAU = 2.0  # the encoder's pixels lie within about two of zero
 
 
@@ -54,15 +59,23 @@ class Way(NamedTuple):
     follow: Following | None = None
 
 
-def way_of(given: str | Following) -> Way:
+def way_of(given: object) -> Way:
     """Read what a user gave.
 
     Raises:
-        RequestInvalid: no way has that name, or its number makes no sense.
+        RequestInvalid: it is no text, no way has that name, or its number makes no sense.
     """
     if isinstance(given, Following):
         return Way("follow", follow=given)
+    if not isinstance(given, str):
+        raise RequestInvalid(f"Got encode={given!r:.100}; {_EXPECTED}")
     name, colon, number = given.partition(":")
+    if name == "follow":
+        raise RequestInvalid(
+            f"Got encode={given!r}, but only a stream is followed: give one "
+            "tokprune.Following(within=8) with every question about it (`tokprune watch` takes "
+            "--encode follow:8)"
+        )
     if name not in ENCODES:
         raise RequestInvalid(unknown("way to encode", name, list(ENCODES)))
     if not colon:
@@ -73,11 +86,7 @@ def way_of(given: str | Following) -> Way:
         return Way(name, times=float(number))
     if name == "repeats" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) <= _LARGEST_TAU:
         return Way(name, tau=float(number))
-    raise RequestInvalid(
-        f"Got encode={given!r}; expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and "
-        "frames of the second look), or 'coarse:2' (tokens encoded in full for each that is kept), "
-        "or 'repeats:0.02' (by how much pixels may differ)"
-    )
+    raise RequestInvalid(f"Got encode={given!r}; {_EXPECTED}")
 
 
 def stream_way(text: str) -> str | Following:
