@@ -72,7 +72,8 @@ def answer(
     plan = planned(task, *looking_for(model, task), encoder, state.latency, watch)
     pipeline = _pipeline(model, task, encoder, control, watch, llm, plan.clock)
     try:
-        flow = replace(pipeline, looking=TimedLooking(plan.looking, watch)).answer(task.asked)
+        looking = TimedLooking(plan.looking, watch, plan.begun)
+        flow = replace(pipeline, looking=looking).answer(task.asked)
     except BudgetImpossible:  # what ran tells why
         _learn(state.latency, plan, 0, watch.timings_ms, encoder)
         raise
