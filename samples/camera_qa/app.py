@@ -202,7 +202,8 @@ def greeting(vlm: tokprune.VLM, command: CameraPage, *, drawn: bool) -> "Hello":
     from camera_page.messages import LONGEST_ANSWER
     from camera_page.presets import presets
 
-    manifest = vlm.bundle.manifest
+    manifest, ways = vlm.bundle.manifest, vlm.model.processor.ways
+    follow = ("follow",) if ways.follows and command.window == 1 else ()
     written = "No event log is written."
     if command.log is not None:
         frames = f", with {command.keep_frames_mb:g} MB of frames" if command.keep_frames_mb else ""
@@ -213,7 +214,7 @@ def greeting(vlm: tokprune.VLM, command: CameraPage, *, drawn: bool) -> "Hello":
         backend=vlm.backend,
         selectors=vlm.model.selectors,
         default_selector=manifest.default_selector,
-        encodes=(*vlm.model.processor.ways.names, *["follow"] * (command.window == 1)),
+        encodes=(*ways.names, *follow),
         presets=presets(drawn=drawn),
         longest=LONGEST_ANSWER,
         logging=written,

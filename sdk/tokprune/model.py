@@ -12,11 +12,11 @@ from tokprune.errors import RequestInvalid, SelectorUnavailable
 from tokprune.families import Processor
 from tokprune.graphs import FirstLayerGraph, ScorerGraph, VisionEncoder
 from tokprune.llm import LanguageModel
-from tokprune.looking import Small
+from tokprune.looking import Following, Small, check_way, way_of
 from tokprune.looking.parts import apart
 from tokprune.pictures import PictureSource, load_picture
 from tokprune.prompting import Content, Conversation, Shown, Turn, build_prompt
-from tokprune.selectors import SELECTORS, Inputs, Selector, method_of
+from tokprune.selectors import SCORING, SELECTORS, Inputs, Selector, method_of
 from tokprune.selectors.scores import no_saliency
 from tokprune.types import Clip, Frame, FrameStamp, Live, Medium, Prepared, Prompt
 from tokprune_runtimes import Backend
@@ -118,6 +118,23 @@ class Model:
         if lacking := self._lacks(name):
             raise SelectorUnavailable(lacking)
         return name, method.make
+
+    def check_encode(
+        self, encode: str | Following, selector: str | Selector | None = None, *, window: int = 1
+    ) -> None:
+        """Refuse a way to encode that this bundle, or with it this selector, can never take.
+
+        Args:
+            encode: as `AskOptions.encode`.
+            selector: as of a request. Whether a function scores shows when it has run.
+            window: frames of a camera that are asked about at once.
+
+        Raises:
+            RequestInvalid: names what there is.
+        """
+        named = self.bundle.manifest.default_selector if selector is None else selector
+        scores = named in SCORING if isinstance(named, str) else None
+        check_way(way_of(encode), self.processor.ways, scores=scores, window=window)
 
     def _lacks(self, name: str) -> str:
         """Say what a selector needs that this bundle has not; "" where that is nothing."""

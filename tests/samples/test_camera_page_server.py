@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from camera_page.messages import Ask, Cancel, Set
 from camera_page.photos import Photo
 from camera_page.station import Beginning
 from PIL import Image
-from stub_model import Stub, a_picture, a_vlm
+from stub_model import Stub, a_model, a_picture, a_vlm
 from watchdog import watchdog
 
 import tokprune
 from tokprune import FrameStamp
+from tokprune.looking import NO_WAYS, Ways
+from tokprune.vlm import VLM
 
 BEGINNING: dict[str, Any] = {
     "question": "what is it?",
@@ -256,3 +259,15 @@ def opened(url: str) -> int:
     except urllib.error.HTTPError as error:
         with error:
             return error.code
+
+
+@pytest.mark.parametrize(
+    ("ways", "window", "last"),
+    [(Ways(crops=True), 1, "follow"), (Ways(crops=True), 4, "auto"), (NO_WAYS, 1, "auto")],
+)
+def test_the_page_offers_what_the_bundle_can(ways: Ways, window: int, last: str) -> None:
+    program, model = camera_pages.program(), a_model(Stub())
+    model = replace(model, processor=replace(model.processor, ways=ways))
+    command = program.CameraPage(Path("there"), source=("fake://scenes",), window=window)
+    with VLM(model) as vlm:
+        assert program.greeting(vlm, command, drawn=False).encodes[-1] == last

@@ -9,7 +9,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from fake_ros_messages import ACTION, KNOWN
 from ros_definitions import action_parts, fields_of
-from tokprune_ros.asking import Situation
+from stub_model import Stub, a_picture, a_vlm
+from tokprune_ros.asking import Asking, Situation
 from tokprune_ros.diagnostics import ERROR, OK, WARN, report
 from tokprune_ros.messages import fill_status
 from tokprune_ros.settings import Settings, defaults
@@ -30,11 +31,24 @@ FOLDER = Path(__file__).parents[2] / "samples" / "ros2"
         ({"max_waiting": -1}, "max_waiting must be 0 or more"),
         ({"warmup": ("50%",)}, "50%"),
         ({"encode": "lasy"}, "Did you mean 'lazy'"),
+        ({"encode": "follow:none"}, "'follow:8'"),
     ],
 )
 def test_parameters_that_make_no_sense_are_named(given: dict[str, Any], why: str) -> None:
     with pytest.raises(tokprune.RequestInvalid, match=why):
         Settings(**{"bundle": "b", **given})
+
+
+@pytest.mark.parametrize("encode", ["coarse", "follow:8"])
+def test_what_the_bundle_cannot_is_refused_when_it_is_loaded(
+    encode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = a_vlm(Stub())
+    monkeypatch.setattr(tokprune, "load", lambda *_, **__: vlm)
+    with pytest.raises(tokprune.RequestInvalid, match="full, lazy, repeats, auto"):
+        Asking[Any](Settings("b", encode=encode))
+    with pytest.raises(tokprune.Closed):
+        vlm.ask(a_picture(), "what?")
 
 
 def situation(state: str | None, **more: Any) -> Situation:

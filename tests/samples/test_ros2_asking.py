@@ -83,6 +83,25 @@ def test_questions_that_make_no_sense_are_told_by_their_code(asking: Asking[Any]
             assert outcome.error
 
 
+def test_goals_with_one_prompt_follow_the_topic(asking: Asking[Any]) -> None:
+    question, other = (
+        Question(SCENE.question, encode="follow:8"),
+        Question("what?", encode="follow:8"),
+    )
+    asking.deactivate()
+    asking.activate()  # nothing is seen yet
+    encoded: list[int] = []
+    with eyes(asking):
+        first_picture(asking)
+        for asked in (question, question, other, question):
+            answer = asking.ask(b"1", asked, nothing).answer
+            assert answer is not None
+            assert answer.encode == "follow"
+            encoded.append(answer.encoded)
+    assert encoded[0] == encoded[2] == encoded[3] == answer.total
+    assert 0 < encoded[1] < answer.total / 2
+
+
 def test_no_answer_is_given_from_old_or_missing_or_frozen_pictures(demo_bundle: Path) -> None:
     settings = Settings(bundle=str(demo_bundle), max_frame_age_s=1.5, frozen_after_s=0.5)
     asking: Asking[Any] = Asking(settings)

@@ -287,3 +287,8 @@ def test_settings_that_the_code_would_ignore_are_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(ValueError, match=message):
         FAMILIES["llava_onevision"].open(folder)
+
+
+def test_crops_of_a_stream_may_be_left_out(processor: Processor) -> None:
+    assert processor.ways.follows
+    assert processor.ways.names == ("full", "lazy", "repeats", "auto")

@@ -84,6 +84,7 @@ def run_chat(command: ChatCommand) -> int:
     media += [load_video(path) for path in command.video]
     console = Console(stderr=True, highlight=False)
     with load(command.bundle, backend=command.backend, threads=command.threads) as vlm:
+        vlm.model.check_encode(command.encode, command.selector)
         chat = vlm.chat(
             system=command.system, budget=budget, selector=command.selector, pin=command.pin
         )

@@ -96,6 +96,7 @@ def run_serve(command: Serve) -> int:
             warmup=[budget],
         ) as vlm,
     ):
+        vlm.model.check_encode(command.encode, command.selector)
         name = vlm.health().bundle
         rules = Rules(
             model=name,

@@ -21,6 +21,7 @@ from tokprune.families import anyres
 from tokprune.families.anyres import Hw, Layout, Tiler
 from tokprune.families.family import Family, Positions, Processor, Span
 from tokprune.families.processor_files import Found, picture_settings, video_settings
+from tokprune.looking.ways import Ways
 from tokprune.types import Array, Clip, Image, Media, MediumKind, Prepared
 
 TILES_A_CALL = 4  # in an encoder of the published size, the attention map of one takes 34 MB
@@ -88,7 +89,11 @@ def open_processor(folder: Path) -> Processor:
     stills, films = _settings(found, tiler), _settings(video_settings(folder), tiler)
     if stills.image_grid_pinpoints != tiler.pinpoints:
         raise ValueError(f"config.json and {found.file} differ in image_grid_pinpoints")
-    return Processor(prepare=partial(prepare, tiler, stills, films), positions=positions)
+    return Processor(
+        prepare=partial(prepare, tiler, stills, films),
+        positions=positions,
+        ways=Ways(crops=True),
+    )
 
 
 def _settings(found: Found, tiler: Tiler) -> Settings:

@@ -5,7 +5,8 @@
               points to; what is encoded is what the full look would give, to the bit
     coarse    the picture at half its size first, then those places in full that matter
     repeats   everything but what repeats pixels that were encoded already
-    auto      lazy where there are crops, else full: what is exact
+    auto      lazy where there are crops and the selector scores, coarse where a budget in time
+              would be missed otherwise, else full
 
 A `Following` in the place of a name remembers a stream's vision tokens, and encodes what has moved.
 """
@@ -20,6 +21,7 @@ from tokprune.looking.ways import (
     Encode,
     Way,
     Ways,
+    check_way,
     crops_left,
     looking_of,
     stream_way,
@@ -42,6 +44,7 @@ __all__ = [
     "Way",
     "Ways",
     "below",
+    "check_way",
     "crops_left",
     "frames_in",
     "looking_of",

@@ -186,7 +186,10 @@ def _chosen(ranking: Ranking, under: Int64[Array, " n"], kept: int) -> Int64[Arr
     """Return the places under the best small tokens, ascending; of the last of them, some."""
     order = np.argsort(under, kind="stable")
     starts = np.searchsorted(under[order], np.arange(int(under.max()) + 2))
-    take = min(ceil(kept / 2), int(under.max()) + 1)  # at odd edges one shows fewer than four
+    # Of odd rows and columns some show two tokens, and one shows one: those may be the best.
+    lying: Int64[Array, " m"] = np.sort(np.diff(starts))
+    fewest = int(np.searchsorted(np.cumsum(lying), kept)) + 1
+    take = min(max(ceil(kept / 2), fewest), len(lying))
     places: list[Array] = []
     count = 0
     for small in _in_order(ranking, take):

@@ -10,6 +10,8 @@ layer and the scorer read the whole picture.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -41,6 +43,8 @@ class Following:
     Where a family's encoder takes any part of a picture (Qwen's), parts are blocks of 2 x 2
     vision tokens; else they are tiles (LLaVA-OneVision), and the one that shows the whole picture
     is always encoded.
+
+    Use it from any thread. Of answers that run at one time, the first to be done is remembered.
     """
 
     def __init__(self, within: int = 8) -> None:
@@ -56,17 +60,44 @@ class Following:
             raise RequestInvalid(f"Following takes within=1 or more looks, got {within}")
         self.within = within
         self.seen: Seen | None = None
+        self._turns = 0  # how often `seen` was changed
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"tokprune.Following(within={self.within})"
 
     def forget(self) -> None:
-        """Look at the next picture as a whole."""
-        self.seen = None
+        """Look at the next picture as a whole, also while an answer is on its way."""
+        with self._lock:
+            self.seen, self._turns = None, self._turns + 1
+
+    def recall(self) -> tuple["Seen | None", int]:
+        """Return what was seen, and the turn that it is of."""
+        with self._lock:
+            return self.seen, self._turns
+
+    def remember(self, seen: "Seen", turn: int) -> None:
+        """Take over what came of a look, if nothing else was seen or forgotten since its turn."""
+        with self._lock:
+            if turn == self._turns:
+                self.seen, self._turns = seen, turn + 1
+
+
+class About(NamedTuple):
+    """What tells one stream from others: what is remembered of one is nothing to another."""
+
+    model: str
+    question: bytes
+    size_hw: tuple[int, int]
+    where: bytes  # the places of the vision tokens
+    parts: tuple[int, ...]  # shape of their pixels: tokens in one order may be of other crops
 
 
 @dataclass
 class Seen:
     """The parts of a picture as they were last encoded."""
 
-    about: tuple[str, bytes, bytes]  # the model, the question, and what the picture is cut into
+    about: About
     pixels: Float32[Array, "m ..."]  # of each patch or tile
     age: Int64[Array, " parts"]  # looks since each was encoded
     worth: Float32[Array, " parts"]  # of each, to the last answer
@@ -80,6 +111,8 @@ class Follow:
     follow: Following
     cut: Cut | None
     model: str = ""  # tells it from others: what one has encoded is nothing to another
+    _before: Seen | None = field(default=None, init=False)  # as it was at the first look
+    _turn: int = field(default=0, init=False)
     _parts: Parts | None = field(default=None, init=False)
     _encoded: Bool[Array, " parts"] | None = field(default=None, init=False)
     _outputs: Outputs = field(default_factory=Outputs, init=False)
@@ -92,10 +125,11 @@ class Follow:
                 "videos at once: ask about one frame, or choose another encode"
             )
         parts = self._parts = parts_of(asked, self.cut)
-        seen = self.follow.seen
+        seen, self._turn = self.follow.recall()
+        self._before = seen
         if parts.count == 1:
             return self._whole(asked, parts, "there is nothing to leave out")
-        if seen is None or seen.about != self._about(asked):
+        if seen is None or seen.about != self._about(asked, parts):
             return self._whole(asked, parts, "the first look at this question and picture")
         changes = parts.changes(seen.pixels)
         moved = changes > MOVED
@@ -115,7 +149,7 @@ class Follow:
     ) -> Look | None:
         """Remember what was seen, and return nothing."""
         del looks, vision  # `_outputs` has what was encoded
-        parts, before, encoded = self._parts, self.follow.seen, self._encoded
+        parts, before, encoded = self._parts, self._before, self._encoded
         assert parts is not None
         pixels, age = np.array(parts.pixels), np.zeros(parts.count, np.int64)
         worth = np.zeros(parts.count, np.float32)
@@ -125,17 +159,19 @@ class Follow:
             unseen = parts.rows(~encoded)
             pixels[unseen] = before.pixels[unseen]
             age[~encoded] = before.age[~encoded] + 1
-        self.follow.seen = Seen(self._about(asked), pixels, age, worth, self._outputs)
+        seen = Seen(self._about(asked, parts), pixels, age, worth, self._outputs)
+        self.follow.remember(seen, self._turn)
         return None
 
     def _whole(self, asked: Asked, parts: Parts, reason: str) -> Look:
         picture, self._encoded = parts.whole(self._outputs), None
         return Look(asked.prompt, (picture,), None, asked.budget, asked.total, reason=reason)
 
-    def _about(self, asked: Asked) -> tuple[str, bytes, bytes]:
-        """Return what tells one stream from others."""
-        words = asked.prompt.ids[asked.prompt.words].tobytes()
-        return self.model, words, asked.media[0].where.tobytes()
+    def _about(self, asked: Asked, parts: Parts) -> About:
+        """Return which stream this is."""
+        words, picture = asked.prompt.ids[asked.prompt.words].tobytes(), asked.media[0]
+        where = picture.where.tobytes()
+        return About(self.model, words, picture.size_hw, where, parts.pixels.shape)
 
     def _due(self, parts: Parts, seen: Seen, moved: Bool[Array, " parts"]) -> Bool[Array, " parts"]:
         """Mark what was encoded longest ago."""

@@ -25,6 +25,10 @@ from tokprune.types import COLUMN, ROW, WHOLE, Array, Prepared, Ranking, Region,
 STRIDE = 4  # every fourth frame of a video is looked at first
 ENOUGH = 0.75  # share of the relevance that is expected where nobody looked yet
 NOTHING = "there is nothing to leave for later"
+NO_SCORES = (
+    "encode='lazy' looks where the scores are, and this selector gives none: choose one that "
+    "scores, such as 'relevance-spread' or 'attention-spread', or encode='full'"
+)
 
 # Values in a unit's pixels, its tokens, tokens seen so far, units wanted -> units there is time for
 Room: TypeAlias = Callable[[int, int, int, int], int]
@@ -61,11 +65,7 @@ class Lazy:
         if looks[-1].last:
             return None
         if ranking.scores is None:
-            raise RequestInvalid(
-                "encode='lazy' looks where the scores are, and this selector gives none: choose "
-                "one that scores, such as 'relevance-spread' or 'attention-spread', or "
-                "encode='full'"
-            )
+            raise RequestInvalid(NO_SCORES)
         units = units_of(asked.media)
         shown = first_units(units)
         expected = estimated(asked.media, vision, ranking.scores)

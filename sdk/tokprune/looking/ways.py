@@ -9,7 +9,7 @@ from tokprune.budgets import Auto, Deadline
 from tokprune.errors import RequestInvalid, unknown
 from tokprune.looking.coarse import TIMES, Coarse, Small
 from tokprune.looking.following import Follow, Following
-from tokprune.looking.lazy import Lazy, left_for_later
+from tokprune.looking.lazy import NO_SCORES, Lazy, left_for_later
 from tokprune.looking.look import FULL, Asked, Looking
 from tokprune.looking.parts import units_of
 from tokprune.looking.repeats import Repeats
@@ -18,6 +18,11 @@ from tokprune.types import WHOLE, Media, Prepared
 
 Encode: TypeAlias = Literal["full", "lazy", "coarse", "repeats", "auto"]
 ENCODES: tuple[Encode, ...] = get_args(Encode)
+_EXPECTED = (
+    f"expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and frames of the second look), or "
+    "'coarse:2' (tokens encoded in full for each that is kept), or 'repeats:0.02' (by how much "
+    "pixels may differ), or of a stream tokprune.Following(within=8)"
+)
 _LARGEST_TAU = 2.0  # the encoder's pixels lie within about two of zero
 
 
@@ -27,12 +32,18 @@ class Ways:
 
     cut: Cut | None = None  # some tokens' pixels alone
     halved: Callable[[Media], tuple[Prepared, ...]] | None = None  # at half the size
+    crops: bool = False  # a picture is several tiles, each encoded by itself
 
     @property
     def names(self) -> tuple[Encode, ...]:
         """The ways to look that exist."""
         both = self.cut is not None and self.halved is not None
         return tuple(name for name in ENCODES if name != "coarse" or both)
+
+    @property
+    def follows(self) -> bool:
+        """Whether a picture has parts, of which some can be left out: else nothing is followed."""
+        return self.cut is not None or self.crops
 
 
 NO_WAYS = Ways()
@@ -48,15 +59,23 @@ class Way(NamedTuple):
     follow: Following | None = None
 
 
-def way_of(given: str | Following) -> Way:
+def way_of(given: object) -> Way:
     """Read what a user gave.
 
     Raises:
-        RequestInvalid: no way has that name, or its number makes no sense.
+        RequestInvalid: it is no text, no way has that name, or its number makes no sense.
     """
     if isinstance(given, Following):
         return Way("follow", follow=given)
+    if not isinstance(given, str):
+        raise RequestInvalid(f"Got encode={given!r:.100}; {_EXPECTED}")
     name, colon, number = given.partition(":")
+    if name == "follow":
+        raise RequestInvalid(
+            f"Got encode={given!r}, but only a stream is followed: give one "
+            "tokprune.Following(within=8) with every question about it (`tokprune watch` takes "
+            "--encode follow:8)"
+        )
     if name not in ENCODES:
         raise RequestInvalid(unknown("way to encode", name, list(ENCODES)))
     if not colon:
@@ -67,11 +86,7 @@ def way_of(given: str | Following) -> Way:
         return Way(name, times=float(number))
     if name == "repeats" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) <= _LARGEST_TAU:
         return Way(name, tau=float(number))
-    raise RequestInvalid(
-        f"Got encode={given!r}; expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and "
-        "frames of the second look), or 'coarse:2' (tokens encoded in full for each that is kept), "
-        "or 'repeats:0.02' (by how much pixels may differ)"
-    )
+    raise RequestInvalid(f"Got encode={given!r}; {_EXPECTED}")
 
 
 def stream_way(text: str) -> str | Following:
@@ -90,6 +105,35 @@ def stream_way(text: str) -> str | Following:
             "part of the picture is seen"
         )
     return Following(int(number)) if colon else Following()
+
+
+def check_way(way: Way, ways: Ways, *, scores: bool | None = None, window: int = 1) -> None:
+    """Refuse a way that can never be, before anything is encoded.
+
+    Args:
+        way: as it was asked for.
+        ways: of the bundle's family.
+        scores: whether the selector scores tokens; None: that shows when it has run.
+        window: frames of a camera that are asked about at once.
+
+    Raises:
+        RequestInvalid: names what there is.
+    """
+    has = ", ".join(ways.names)
+    if way.follow is not None and not ways.follows:
+        raise RequestInvalid(
+            f"Got encode={way.follow!r}, but this bundle's vision encoder takes a picture as a "
+            f"whole: of a stream nothing can be left out. It has: {has}"
+        )
+    if way.follow is not None and window != 1:
+        raise RequestInvalid(
+            f"A stream is followed picture by picture, got window={window} frames at once: leave "
+            f"the window out, or choose another encode: {has}"
+        )
+    if way.follow is None and way.name not in ways.names:
+        raise RequestInvalid(f"This bundle's family has no encode={way.name!r}; it has: {has}")
+    if way.name == "lazy" and scores is False:
+        raise RequestInvalid(NO_SCORES)
 
 
 def looking_of(
@@ -114,12 +158,9 @@ def looking_of(
     Raises:
         RequestInvalid: the family has no such way.
     """
+    check_way(way, ways)
     if way.follow is not None:
         return "follow", Follow(way.follow, ways.cut, model)
-    if way.name not in ways.names:
-        raise RequestInvalid(
-            f"This bundle's family has no encode={way.name!r}; it has: {', '.join(ways.names)}"
-        )
     match way.name:
         case "full":
             return "full", FULL

@@ -1,6 +1,6 @@
 """One request on the worker: the flow, wrapped, and its tokens as text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -13,12 +13,10 @@ from tokprune.graphs import FirstLayerGraph
 from tokprune.guarding import GuardedGraph
 from tokprune.kv import KvPool
 from tokprune.llm import Access
-from tokprune.looking import (
-    Look,
-)
+from tokprune.looking import Look
 from tokprune.model import Model
 from tokprune.pipeline import Llm, Pipeline, VisionGraph
-from tokprune.running.forecasts import learnable, planned
+from tokprune.running.forecasts import Planned, learnable, planned
 from tokprune.running.looks import TimedLooking, looking_for, ranked
 from tokprune.running.task import Task
 from tokprune.running.writing import write
@@ -72,20 +70,17 @@ def answer(
     reused: list[int] = []
     llm = _llm(model, task, Access(control, state.kv, task.owner, reused.append))
     plan = planned(task, *looking_for(model, task), encoder, state.latency, watch)
-    way, sizes = plan.way, plan.sizes
     pipeline = _pipeline(model, task, encoder, control, watch, llm, plan.clock)
     try:
-        flow = replace(pipeline, looking=TimedLooking(plan.looking, watch)).answer(task.asked)
+        looking = TimedLooking(plan.looking, watch, plan.begun)
+        flow = replace(pipeline, looking=looking).answer(task.asked)
     except BudgetImpossible:  # what ran tells why
-        state.latency.learn(sizes, 0, watch.timings_ms)
+        _learn(state.latency, plan, 0, watch.timings_ms, encoder)
         raise
     encoder.forget()
     written = write(flow, model.tokenizer, watch, task.options, give)
     ran = learnable(watch.timings_ms, reused)
-    if way != "full":  # the curves of first layer and scorer are of one run over everything
-        sizes = replace(sizes, patches=tuple(encoder.ran))
-        ran = {stage: ran[stage] for stage in ("vision", "select", "prefill") if stage in ran}
-    state.latency.learn(sizes, flow.selection.kept, ran)
+    _learn(state.latency, plan, flow.selection.kept, ran, encoder)
     selection, choice = flow.looks[-1].lifted(flow.selection, task.asked), written.choice
     texts = task.tree.texts if task.tree else ()
     made = Answer(
@@ -100,7 +95,7 @@ def answer(
         token_ids=written.token_ids,
         encoder_hits=encoder.hits,
         encoder_runs=encoder.runs,
-        encode=way,
+        encode=plan.way,
         encoded=0 if task.seen is not None else sum(look.encoded for look in flow.looks),
         encode_reason=flow.looks[-1].reason,
         reused=sum(reused),
@@ -114,6 +109,29 @@ def answer(
         began_s=watch.began_s,
     )
     return made, flow.vision
+
+
+def _learn(
+    latency: Latency,
+    plan: Planned,
+    kept: int,
+    ran: Mapping[str, float],
+    encoder: CachedEncoder,
+) -> None:
+    """Learn from what an answer took, or a refusal: what the looks encoded, not what was planned.
+
+    Args:
+        latency: learns.
+        plan: of the request.
+        kept: vision tokens that entered the LLM.
+        ran: timings by stage that the request's sizes explain.
+        encoder: knows what it ran.
+    """
+    sizes = plan.sizes
+    if plan.way != "full":  # the curves of first layer and scorer are of one run over everything
+        sizes = replace(sizes, patches=tuple(encoder.ran))
+        ran = {stage: ran[stage] for stage in ("vision", "select", "prefill") if stage in ran}
+    latency.learn(sizes, kept, ran)
 
 
 def _pipeline(

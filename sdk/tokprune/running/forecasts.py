@@ -7,7 +7,7 @@ from math import ceil
 from typing import NamedTuple
 
 from tokprune.budgets import Auto, Budget, Deadline, floor_of
-from tokprune.looking import FULL, Coarse, Full, Lazy, Looking, frames_in, way_of
+from tokprune.looking import FULL, Coarse, Full, Lazy, Look, Looking, frames_in, way_of
 from tokprune.running.task import Task
 from tokprune.stopwatch import Stopwatch
 from tokprune.timing.latency import Latency, impossible
@@ -81,6 +81,7 @@ class Planned(NamedTuple):
     looking: Looking
     sizes: Sizes  # where more than one look is taken, those of the first
     clock: Clock | None  # which follows the others
+    begun: Look | None = None  # the first look, where its cost had to be known
 
 
 def planned(
@@ -100,14 +101,23 @@ def planned(
     timed = isinstance(task.budget, (Deadline, Auto))
     if isinstance(looking, Coarse) and timed:
         return _coarse(task, way, looking, encoder, latency, watch)
-    if way == "full" or not timed:
+    if way != "full" and not timed:  # what is encoded, and its hashes, shows as it is encoded
+        return Planned(way, looking, sizes_of(task.prompt, task.media), None)
+    if way == "full":
         sizes = request_sizes(task, encoder, task.media)
         return Planned(way, looking, sizes, clock_of(task.budget, sizes, latency, watch, None))
-    sizes = request_sizes(task, encoder, looking.first(task.asked).media)
+    first = _first(task, looking, watch)
+    sizes = request_sizes(task, encoder, first.media)
     clock = clock_of(task.budget, sizes, latency, watch, encoder)
     if isinstance(looking, Lazy) and clock is not None:
         looking = replace(looking, room=partial(units_in_time, task.budget, clock))
-    return Planned(way, looking, sizes, clock)
+    return Planned(way, looking, sizes, clock, first)
+
+
+def _first(task: Task, looking: Looking, watch: Stopwatch) -> Look:
+    """Return the first look. To cut and compare pictures takes time, which is preprocessing."""
+    with watch.stage("preprocess"):
+        return looking.first(task.asked)
 
 
 def _coarse(
@@ -128,9 +138,10 @@ def _coarse(
     kept = whole.cap(budget.ttft_ms, elapsed_ms + whole.before_ms, {}, total)
     if kept >= floor and way_of(task.options.encode).name == "auto":  # it looks twice if it must
         return Planned("full", FULL, sizes, clock_of(budget, sizes, latency, watch, None))
-    first = looking.first(asked)
+    first = _first(task, looking, watch)
     if first.last:  # too small to be looked at twice
-        return Planned(way, looking, sizes, clock_of(budget, sizes, latency, watch, None))
+        clock = clock_of(budget, sizes, latency, watch, None)
+        return Planned(way, looking, sizes, clock, first)
     small = sizes_of(first.prompt, first.media)
     coarse = latency.forecast(small)
     pixels = sum(call["pixel_values"].size for shown in asked.media for call in shown.calls)
@@ -153,4 +164,5 @@ def _coarse(
         known = replace(small, patches=tuple(encoder.ran))
         return Timing(replace(coarse, sizes=known), watch.elapsed_ms(), dict(watch.timings_ms))
 
-    return Planned(way, replace(looking, room=partial(room, clock_now)), small, clock_now)
+    looking = replace(looking, room=partial(room, clock_now))
+    return Planned(way, looking, small, clock_now, first)

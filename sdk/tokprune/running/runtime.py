@@ -169,6 +169,7 @@ class Runtime:
                 f"Got encode={options.encode!r} for pinned pictures, whose tokens are chosen "
                 "whatever will be asked: leave it out"
             )
+        self.model.check_encode(options.encode, ask.selector)
         tree = None
         if options.choices is not None:
             tree = choice_tree(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokprune.budgets import Budget, KeepCount, KeepRatio, floor_of
 from tokprune.kv import KvOwner
@@ -32,9 +33,9 @@ class Task:
     frames: tuple[FrameStamp, ...] = ()  # which pictures of cameras are among them
     small: Callable[[], Small] | None = None  # the same at half their size, where the family can
 
-    @property
+    @cached_property
     def asked(self) -> Asked:
-        """What is to be looked at."""
+        """What is to be looked at. One, so that all looks at it share calls, and their hashes."""
         return Asked(self.prompt, self.media, self.budget)
 
 

@@ -55,9 +55,21 @@ class Rounds:
         pacing: Pacing,
         settings: Settings,
         listener: Callable[[WatchEvent], object] | None,
-        make_eye: Callable[[Callable[[Looked, Frame | Clip], object]], Eye],
+        make_eye: Callable[..., Eye],
+        *,
+        gated: bool,
     ) -> None:
-        """Begin before the first round."""
+        """Begin before the first round.
+
+        Args:
+            camera: what is watched.
+            pacing: tells when a question is due.
+            settings: what is asked.
+            listener: hears of everything.
+            make_eye: makes what looks, once a round, of what it tells and whether it may `reuse`
+                pixels.
+            gated: frames that have not changed are shown with the pixels of earlier ones.
+        """
         self.settings = settings
         self.paused = self.closed = False
         self.running: CancelToken | None = None
@@ -65,6 +77,7 @@ class Rounds:
         self._pacing = pacing
         self._listener = listener
         self._make_eye = make_eye
+        self._gated = gated
         self._lock = Lock()
         self._demanded = self._stuck = False
         self._state: CameraState | None = None
@@ -119,7 +132,9 @@ class Rounds:
             self._pacing.asked(seen.stamp)
             self.tell(Asked(seen.stamp, shown, settings.question, seen.unchanged, seen.at_s))
 
-        return settings, token, self._make_eye(looked)
+        # A Following sees to it that every part is encoded in turn: old pixels would defeat that.
+        reuse = self._gated and not settings.follows
+        return settings, token, self._make_eye(looked, reuse=reuse)
 
     def answered(self, answer: Answer, settings: Settings, eye: Eye) -> Observation:
         """End a round with an answer."""

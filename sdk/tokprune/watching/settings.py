@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from tokprune.budgets import Budget, BudgetLike, budget_of
 from tokprune.control import CancelToken
 from tokprune.errors import RequestInvalid, unknown
+from tokprune.looking import Following
 from tokprune.model import Model
 from tokprune.running.request import AskOptions, options_of
 from tokprune.selectors import Selector
@@ -52,6 +53,12 @@ class Settings:
     mode: Mode
     every_s: float
     options: AskOptions
+    window: int = 1  # frames that are asked about at once, as long as the watcher lives
+
+    @property
+    def follows(self) -> bool:
+        """Whether the stream is followed: frames are to be seen as they are."""
+        return isinstance(self.options.get("encode"), Following)
 
     def changed(self, model: Model, **changes: Unpack[Changes]) -> "Settings":
         """Return them with changes.
@@ -63,7 +70,7 @@ class Settings:
         given: dict[str, Any] = dict(changes)
         if "mode" in given:
             check_mode(given["mode"])
-        own = {field.name for field in fields(self)} - {"options"}
+        own = {field.name for field in fields(self)} - {"options", "window"}
         if "budget" in given:
             given["budget"] = budget_of(given["budget"])
         options: Any = {**self.options, **{n: v for n, v in given.items() if n not in own}}
@@ -86,6 +93,7 @@ class Settings:
             manifest, longest = model.bundle.manifest, options.max_new_tokens
             choice_tree(options.choices, manifest.chat, manifest.tokens, model.tokenizer, longest)
         model.selector(self.selector)
+        model.check_encode(options.encode, self.selector, window=self.window)
         check_mode(self.mode)
         if not (isfinite(self.every_s) and self.every_s >= 0):
             raise RequestInvalid(f"every_s must be 0 seconds or more, got {self.every_s}")

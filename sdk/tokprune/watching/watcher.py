@@ -70,6 +70,7 @@ class Watcher:
             window_fps: frames of the window a second; None: all that come.
             gate: gives a frame that has not changed the pixels of an earlier one, which need not
                 be encoded again. True: one with the measured threshold; None or False: none.
+                While `encode` is a `Following`, which compares frames itself, none is given any.
             every_s: at most one question in so many seconds; of a file, seconds of its own time.
             listener: called with all that happens: `Asked` on the thread that runs the model, all
                 else on the one that iterates. What it raises is logged.
@@ -80,10 +81,11 @@ class Watcher:
         """
         self._vlm = vlm
         self._camera = camera
-        settings = Settings(question, budget_of(budget), selector, system, mode, every_s, options)
+        asked = (question, budget_of(budget), selector, system, mode, every_s, options)
+        settings = Settings(*asked, window=window)
         settings.check(vlm.model)
         changes = gate if isinstance(gate, ChangeGate) else ChangeGate()
-        reuse = isinstance(gate, ChangeGate) or gate is True
+        gated = isinstance(gate, ChangeGate) or gate is True
         self._window: Window | None = None
         if window != 1:
             self._window = Window(
@@ -91,11 +93,11 @@ class Watcher:
                 window,
                 fps=window_fps,
                 together=vlm.model.processor.together,
-                gate=changes if reuse else None,
+                gate=changes if gated else None,
             )
         pacing = Pacing(camera, changes, self._take)
-        make_eye = partial(Eye, camera, changes, self._window, reuse=reuse)
-        self._rounds = Rounds(camera, pacing, settings, listener, make_eye)
+        make_eye = partial(Eye, camera, changes, self._window)
+        self._rounds = Rounds(camera, pacing, settings, listener, make_eye, gated=gated)
         self._news = Event()
         self._wakers: list[Callable[[], object]] = []
         self._unlisten = listen(camera, self._wake)

@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 from grids import prompt_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tokprune import Auto, Clip, Deadline, KeepCount, KeepMass, KeepRatio, RequestInvalid
 from tokprune.budgets import Budget
@@ -95,6 +97,38 @@ def test_as_many_as_the_budget_says_are_encoded(count: int) -> None:
     second = coarse.next(asked, [first], vision, by(scores))
     assert second is not None
     assert second.encoded == count == len(second.places if second.places is not None else ())
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(9, 15), st.integers(9, 15), st.integers(1, 50), st.sampled_from("+-"), st.data())
+def test_exactly_so_many_are_kept_on_every_grid_and_whatever_the_ranking(
+    rows: int, columns: int, kept: int, sign: str, data: st.DataObject
+) -> None:
+    # Ranked by how many tokens lie under each: fewest first is what an odd grid is worst at.
+    coarse, asked = request(KeepCount(kept), noise(rows, columns))
+    first = coarse.first(asked)
+    if first.last:  # two looks would encode no less than everything
+        assert first.encoded == asked.total
+        return
+    vision = tokens_of(first.media)
+    lying = np.bincount(below(asked.media, vision), minlength=len(vision.where))
+    ranking = by((lying if sign == "+" else -lying).astype(np.float64))
+    if data.draw(st.booleans()):
+        ranking = Ranked(ranking.take)  # one that does not score
+    second = coarse.next(asked, [first], vision, ranking)
+    assert second is not None
+    assert second.places is not None
+    assert len(set(second.places.tolist())) == min(kept, asked.total) == second.encoded
+
+
+def test_thirteen_by_thirteen_tokens_keep_as_many_as_asked_for() -> None:
+    coarse, asked = request(KeepCount(16), noise(13, 13))
+    first = coarse.first(asked)
+    vision = tokens_of(first.media)
+    lying = np.bincount(below(asked.media, vision))
+    second = coarse.next(asked, [first], vision, by(-lying.astype(np.float64)))
+    assert second is not None
+    assert second.encoded == 16
 
 
 def test_more_than_is_kept_may_be_encoded_and_the_second_look_chooses() -> None:

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from counts import CHUNKS, share
 from grids import prompt_for
-from stub_model import Stub, a_picture, a_vlm
+from stub_model import Stub, a_model, a_picture
 
 from tokprune import Auto, Clip, Deadline, Following, KeepCount, KeepMass, KeepRatio, RequestInvalid
 from tokprune.budgets import Budget
 from tokprune.families import anyres, llava_onevision, qwen2_vl
 from tokprune.families.anyres import Hw, Tiler
-from tokprune.looking import Asked, Look
+from tokprune.looking import Asked, Look, Ways
 from tokprune.looking.following import Follow
 from tokprune.looking.showing import Cut
 from tokprune.types import Array, Feeds, Prepared, Ranking, VisionTokens
+from tokprune.vlm import VLM
 
 SIDE = 14  # tokens of a picture
 PIXELS = 8
@@ -219,6 +220,45 @@ def test_a_request_that_is_stopped_on_its_way_changes_nothing() -> None:
     assert 5 * SIDE + 5 in places_of(eyes.look(changed))
 
 
+def ended(follow: Follow, given: Asked, look: Look) -> None:
+    """End a look that was begun before."""
+    vision = VisionTokens(tokens_of(look), look.media[0].where, look.media[0].regions)
+    assert follow.next(given, [look], vision, Ranking(lambda k: np.arange(k))) is None
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_what_is_forgotten_during_an_answer_stays_forgotten(looks: int) -> None:
+    eyes, given = Eyes(8), asked(picture(a_scene(0)), A_TENTH)
+    for _ in range(looks):
+        eyes.look(a_scene(0))
+    follow = eyes.follow()
+    look = follow.first(given)
+    eyes.following.forget()
+    ended(follow, given, look)
+    assert eyes.following.seen is None
+    assert eyes.look(a_scene(0)).encoded == SIDE**2
+
+
+def test_two_answers_at_one_time_leave_what_one_of_them_saw() -> None:
+    # Of two VLMs, or two threads: what one encoded must not count as fresh in the other's memory.
+    eyes, scene = Eyes(8), a_scene(0)
+    eyes.look(scene)
+    changed = scene.copy()
+    changed[3, 4] += 1.0
+    one, other = eyes.follow(), eyes.follow("another model")
+    asks = asked(picture(changed), A_TENTH), asked(picture(a_scene(1)), A_TENTH)
+    looks = one.first(asks[0]), other.first(asks[1])
+    assert looks[0].encoded < SIDE**2 == looks[1].encoded
+    ended(other, asks[1], looks[1])
+    seen = eyes.following.seen
+    ended(one, asks[0], looks[0])
+    assert eyes.following.seen is seen
+    for scene in (changed, changed):
+        tokens = eyes.tokens(scene)
+        whole = tokens_of(Eyes(8).follow().first(asked(picture(scene), A_TENTH)))
+        assert (tokens == whole).all()
+
+
 def test_every_budget_is_taken_and_one_that_keeps_everything_too() -> None:
     for budget in (KeepRatio(1.0), KeepCount(3), KeepMass(0.5), Deadline(300), Auto(300, 0.9)):
         eyes, scene = Eyes(8), a_scene(0)
@@ -296,6 +336,24 @@ def test_a_small_thing_in_a_tile_is_a_movement() -> None:
     assert any((call["pixel_values"][0] == tiles[5]).all() for call in look.media[0].calls)
 
 
+def test_crops_of_another_size_in_equal_places_are_another_stream() -> None:
+    # Above nine crops the grid is scaled down: 12, 20 and 30 crops give tokens in equal places.
+    tiler = Tiler(8, 4, tuple(Hw(8 * r, 8 * c) for r in range(1, 7) for c in range(1, 7)), 9)
+    eyes, places, counts = Eyes(4, None), set[bytes](), set[int]()
+    for size in (Hw(24, 32), Hw(30, 40), Hw(36, 48), Hw(48, 64)):
+        count = 1 + tiler.crops(size).height * tiler.crops(size).width
+        tiles = np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)
+        layout = anyres.alone(tiler, 0, size)
+        shown = llava_onevision.from_tiles("picture", tiles, layout, size)
+        given = asked(shown, A_TENTH)
+        look, _ = looked(eyes.follow(), given, encode=tile)
+        assert look.reason == "the first look at this question and picture"
+        assert "0 have moved" in looked(eyes.follow(), given, encode=tile)[0].reason
+        places.add(shown.where.tobytes())
+        counts.add(count)
+    assert (len(places), counts) == (1, {13, 21, 31})
+
+
 def test_padding_is_never_shown() -> None:
     tiler = Tiler(4, 2, tuple(Hw(4 * r, 4 * c) for r in range(1, 5) for c in range(1, 5)), 9)
     wide = Hw(4, 17)
@@ -320,8 +378,9 @@ def test_padding_is_never_shown() -> None:
 
 
 def test_a_camera_is_followed_through_answers() -> None:
-    stub, follow = Stub(), Following(4)
-    with a_vlm(stub) as vlm:
+    model, follow = a_model(Stub()), Following(4)
+    processor = replace(model.processor, ways=Ways(crops=True))
+    with VLM(replace(model, processor=processor)) as vlm:
         first = vlm.ask(a_picture(1), "what?", 6, "attention", encode=follow)
         assert (first.encode, first.encoded, first.total) == ("follow", 24, 24)
         again = vlm.ask(a_picture(1), "what?", 6, "attention", encode=follow)

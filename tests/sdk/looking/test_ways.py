@@ -1,5 +1,7 @@
 """Ways to look by name."""
 
+import re
+
 import numpy as np
 import pytest
 from stub_model import Stub, a_picture, a_vlm
@@ -31,6 +33,19 @@ def test_a_number_that_makes_no_sense_is_refused(text: str) -> None:
         way_of(text)
 
 
+@pytest.mark.parametrize("given", [None, 5, b"lazy"])
+def test_what_is_no_way_is_refused_with_what_is(given: object) -> None:
+    expected = re.escape(f"Got encode={given!r}; expected one of full, lazy, coarse")
+    with pytest.raises(RequestInvalid, match=expected):
+        way_of(given)
+
+
+@pytest.mark.parametrize("text", ["follow", "follow:8"])
+def test_a_single_question_follows_nothing_by_name(text: str) -> None:
+    with a_vlm(Stub()) as vlm, pytest.raises(RequestInvalid, match=r"a stream.*Following\(within"):
+        vlm.ask(a_picture(), "what?", encode=text)
+
+
 def test_a_name_that_is_unknown_is_refused_before_anything_runs() -> None:
     stub = Stub()
     with a_vlm(stub) as vlm, pytest.raises(RequestInvalid, match="Did you mean 'lazy'"):
@@ -46,6 +61,10 @@ def test_a_way_that_the_family_has_not_names_those_that_it_has() -> None:
 def test_pinned_pictures_are_encoded_whole() -> None:
     with a_vlm(Stub()) as vlm:
         pinned = vlm.pin(a_picture(), budget=4)
+        with pytest.raises(
+            RequestInvalid, match=r"encode=tokprune.Following\(within=3\) for pinned"
+        ):
+            pinned.ask("what?", encode=Following(3))
         with pytest.raises(RequestInvalid, match="pinned"):
             pinned.ask("what?", encode="lazy")
         chat = vlm.chat(pin=True, budget=4)

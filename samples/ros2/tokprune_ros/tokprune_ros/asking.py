@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import tokprune
 from tokprune import Answer, CancelToken, FrameTooOld, PictureInvalid, RequestInvalid, Stats
+from tokprune.looking import stream_way
 from tokprune.types import Frame
 from tokprune_ros.images import Image
 from tokprune_ros.settings import Settings, most_goals
@@ -63,7 +64,7 @@ class Asking(Generic[Header]):
     """A VLM, the newest picture of a topic, and the goals that are asked about it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the bundle. Raises what `tokprune.load` does."""
+        """Load the bundle. Raises what `tokprune.load` does, or says what it cannot do."""
         backend: Any = settings.backend  # load says which there are
         admission: Any = settings.admission
         self.settings = settings
@@ -83,6 +84,8 @@ class Asking(Generic[Header]):
         self._next_s = 0.0  # before this, another picture comes too soon
         self._refused = 0
         self._refused_why = ""
+        self._followed: tokprune.Following | None = None
+        self._check()
 
     def activate(self) -> None:
         """Warm up, then take pictures and goals. Raises what `VLM.warmup` does."""
@@ -96,7 +99,7 @@ class Asking(Generic[Header]):
             frozen_after_s=settings.frozen_after_s or None,
         )
         with self._changed:
-            self._pushed, self._camera = pushed, camera
+            self._pushed, self._camera, self._followed = pushed, camera, None
 
     def deactivate(self, timeout_s: float = 10.0) -> bool:
         """Refuse goals, cancel those that run, and wait for them; tell whether they ended."""
@@ -204,6 +207,29 @@ class Asking(Generic[Header]):
             refused_why=why,
         )
 
+    def _check(self) -> None:
+        """Refuse what no goal could be answered with; the node fails to be configured then."""
+        settings = self.settings
+        try:
+            encode = stream_way(settings.encode)
+            self._vlm.model.check_encode(encode, settings.selector or None)
+        except tokprune.TokpruneError:
+            self._vlm.close()
+            raise
+
+    def _way(self, encode: str) -> str | tokprune.Following:
+        """Return what the encoder is shown; the goals that follow the topic share a memory.
+
+        Another prompt begins it anew: it has the vision tokens of one question.
+        """
+        way = stream_way(encode)
+        if isinstance(way, str):
+            return way
+        with self._changed:
+            if self._followed is None or self._followed.within != way.within:
+                self._followed = way
+            return self._followed
+
     def _answer(
         self,
         camera: tokprune.Camera,
@@ -222,7 +248,7 @@ class Asking(Generic[Header]):
             choices=question.choices or None,
             max_new_tokens=question.max_new_tokens or settings.max_new_tokens,
             deadline_s=question.deadline_s or settings.deadline_s,
-            encode=question.encode or settings.encode,
+            encode=self._way(question.encode or settings.encode),
             cancel=token,
         ) as stream:
             for piece in stream:

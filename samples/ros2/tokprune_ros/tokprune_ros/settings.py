@@ -6,7 +6,7 @@ from typing import Any
 
 from tokprune import RequestInvalid
 from tokprune.budgets import budget_of
-from tokprune.looking import way_of
+from tokprune.looking import stream_way
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
                 raise RequestInvalid(f"The parameter {name} must be 0 or more")
         for budget in (self.budget, *self.warmup):
             budget_of(budget)
-        way_of(self.encode)
+        stream_way(self.encode)
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "Settings":
