@@ -171,11 +171,17 @@ def summary(parts: Sequence[Mapping[str, Any]], targets: Sequence[Row]) -> list[
             head += f", {wrong} of {len(part['rows'])} rows are not as they should be"
         if skipped and part["state"] != "skipped":
             head += f", {skipped} of {len(part['rows'])} rows skipped"
-        reason = part.get("reason", "").strip()
-        lines.append(f"{head}: {reason.splitlines()[-1]}" if reason else head)
+        errors = [str(row["failed"]) for row in part["rows"] if "failed" in row]
+        reasons = [_last_line(each) for each in (*errors[:1], part.get("reason", ""))]
+        lines.append(": ".join([head, *filter(None, reasons)]))
         if part["part"] == "slices" and not any("target" in row for row in part["rows"]):
             lines.append(f"{part['engine']}: its targets were not judged")
     return [*lines, *map(told, targets)]
+
+
+def _last_line(text: str) -> str:
+    """Return what a traceback ends with."""
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def _installed() -> list[str]:

@@ -3,12 +3,24 @@
 from types import SimpleNamespace
 from typing import Any
 
+import copies
 import numpy as np
 import pytest
-from copies import Metered, Placed, Step, Traffic, counted, judged, placed, row_bytes
+from copies import (
+    Metered,
+    Placed,
+    Step,
+    Traffic,
+    counted,
+    host_copies,
+    judged,
+    placed,
+    row_bytes,
+)
 from fake_cuda import CopyKind
 from fake_machine import CACHE, GROWS, Machine, cache_feeds, rows
-from stub_model import Stub, a_model
+from setting import Skipped
+from stub_model import Stub, StubLoop, a_model, a_picture
 
 ROW = 12  # bytes of a row of the growing cache
 
@@ -128,3 +140,44 @@ def test_onnx_runtimes_cache_must_lie_on_the_gpu_after_every_step() -> None:
 
 def test_a_row_of_the_cache_has_keys_and_values_of_all_layers() -> None:
     assert row_bytes(a_model(Stub()).llm) == 2 * 1 * 1 * 4 * 4
+
+
+def a_setting(engine: str, model: Any) -> Any:
+    """A setting whose every bundle is one model."""
+    return SimpleNamespace(
+        engine=engine,
+        precisions=("fp32",),
+        bundle=lambda family, precision: None,
+        open=lambda bundle: SimpleNamespace(model=model),
+    )
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = SimpleNamespace(pictures=(a_picture(),), question="what is it?")
+    monkeypatch.setattr(copies, "suite", lambda split, count, tokens: iter([sample]))
+    monkeypatch.setattr(copies, "FAMILIES", ("qwen2_vl",))
+
+
+@pytest.mark.usefixtures("drawn")
+def test_copies_that_nobody_could_count_are_not_taken_for_none(machine: Machine) -> None:
+    """The stub crosses no bus that is watched, so its steps got their feeds from elsewhere."""
+    (row,) = host_copies(a_setting("tensorrt", a_model(Stub(end_after=0))))
+    assert row["steps_with_other_copies"] == row["steps"] == copies.STEPS
+    assert not row["ok"]
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize(("device", "ok"), [("cuda", True), ("cpu", False)])
+def test_onnx_runtimes_loop_is_looked_into_while_it_decodes(
+    monkeypatch: pytest.MonkeyPatch, device: str, *, ok: bool
+) -> None:
+    value = SimpleNamespace(device_name=lambda: device)
+    monkeypatch.setattr(StubLoop, "_held", {"past": value}, raising=False)
+    (row,) = host_copies(a_setting("cuda", a_model(Stub(end_after=0))))
+    assert (row["cache_on"], row["ok"]) == ([device], ok)
+
+
+def test_without_a_gpu_there_is_nothing_to_count() -> None:
+    with pytest.raises(Skipped, match="between host and GPU"):
+        next(host_copies(a_setting("cpu", None)))

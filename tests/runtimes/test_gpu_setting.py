@@ -232,7 +232,7 @@ def test_the_exit_status_and_the_file_say_what_failed_and_what_was_skipped(
     (results,) = tmp_path.glob("*.json")
     text = results.read_text()
     assert '"MISSED: fast: 2 (cpu, 7B, 1521 vision tokens)"' in text
-    assert "1 of 3 rows are not as they should be, 1 of 3 rows skipped: no int4" in text
+    assert "1 of 3 rows are not as they should be, 1 of 3 rows skipped: a fault: no int4" in text
     assert "MISSED: fast: 2" in capsys.readouterr().out
 
 
