@@ -14,7 +14,7 @@ from setting import Skipped
 from stopping import AFTER, CancellingLoop, cancelled
 from stub_model import Stub, a_picture, a_vlm
 
-from tokprune import EngineFailed
+from tokprune import EngineFailed, OutOfMemory
 from tokprune_runtimes import Interrupt
 from tokprune_runtimes.cuda import Cuda
 
@@ -134,3 +134,34 @@ def test_a_cancel_that_is_not_heard_is_found(monkeypatch: pytest.MonkeyPatch) ->
         (row,) = cancelled(vlm, SMALL)
     assert row["finish_reason"] == "length"
     assert not row["ok"]
+
+
+class Afterwards:
+    """A VLM that answers otherwise once its memory was exhausted."""
+
+    def __init__(self, vlm: Any) -> None:
+        self._vlm, self._spoilt = vlm, ""
+
+    def ask(self, *given: Any, **options: Any) -> Any:
+        try:
+            answer = self._vlm.ask(*given, **options)
+        except OutOfMemory:
+            self._spoilt = "and more"
+            raise
+        return SimpleNamespace(text=answer.text + self._spoilt)
+
+
+def test_another_answer_after_out_of_memory_is_a_failure(cuda: FakeCuda) -> None:
+    with stub_on(cuda) as vlm:
+        (row,) = refused_when_full(Afterwards(vlm), cuda, SMALL, LARGE)  # type: ignore[arg-type]
+    assert row["when_full"].startswith("OutOfMemory: ")
+    assert (row["same_answer_afterwards"], row["ok"]) == (False, False)
+
+
+def test_an_answer_to_what_was_cancelled_beforehand_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stopping._refusal", lambda vlm, sample, token: "an answer")
+    with a_vlm() as vlm:
+        (row,) = cancelled(vlm, SMALL)
+    assert (row["before_the_first_token"], row["ok"]) == ("an answer", False)
