@@ -8,6 +8,8 @@ PYTEST_ARGS ?=
 # Processes of the suite, each with its own torch; JOBS=0 runs all in one, for a debugger.
 JOBS ?= $(shell nproc | awk '{ n = $$1 > 4 ? 4 : $$1; print n }')
 GPU_ARGS ?=
+WHEELS ?=
+OFFLINE_PYTHON ?= python3
 SOURCE ?= fake://scenes
 CAMERA_ARGS ?=
 
@@ -70,8 +72,15 @@ placement: .venv-placement/.pip bundles ## see which nodes of the bundles go to 
 lmms-eval: .venv-lmms-eval/.tests ## run tokprune under lmms-eval's command line, on drawn tasks
 	.venv-lmms-eval/bin/python -m pytest tests/export/test_lmms_eval.py $(PYTEST_ARGS)
 
-gpu: .venv/.tests ## run everything that needs an NVIDIA GPU, into tests/gpu/results
+# With WHEELS=folder nothing is fetched and there need be no .venv: run.py makes an environment of its
+# own that sees OFFLINE_PYTHON's packages, the system's, as JetPack's TensorRT is one of these.
+ifeq ($(WHEELS),)
+gpu: .venv/.tests ## run everything that needs an NVIDIA GPU, into tests/gpu/results; offline: WHEELS=folder
 	PYTHONPATH=tests/benchmarks $(BIN)/python tests/gpu/run.py $(GPU_ARGS)
+else
+gpu:
+	'$(OFFLINE_PYTHON)' tests/gpu/run.py --wheels '$(WHEELS)' $(GPU_ARGS)
+endif
 
 clean: ## remove what was built
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -36,6 +36,7 @@ class CaptureMode(IntEnum):
 
 
 class DeviceAttr(IntEnum):
+    cudaDevAttrIntegrated = 18
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
 
@@ -51,6 +52,7 @@ class FakeCuda:
         self.room = 1 << 30  # bytes that can be allocated
         self.sm = (8, 7)
         self.multiprocessors = 8
+        self.integrated = False  # its memory is the host's
         self.driver = True
         self.libcuda = True
         self.blocks: dict[int, Any] = {}
@@ -110,6 +112,8 @@ class FakeCuda:
         return self._status("cudaGetDevice"), 0
 
     def cudaDeviceGetAttribute(self, attribute: DeviceAttr, device: int) -> tuple[Any, ...]:
+        if attribute == DeviceAttr.cudaDevAttrIntegrated:
+            return CudaError.cudaSuccess, int(self.integrated)
         major = attribute == DeviceAttr.cudaDevAttrComputeCapabilityMajor
         return CudaError.cudaSuccess, self.sm[0 if major else 1]
 

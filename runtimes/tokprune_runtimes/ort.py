@@ -35,9 +35,10 @@ _onnxruntime: Any = ort  # partly untyped
 _onnxruntime.disable_telemetry_events()  # for a program that had imported it before
 
 Device: TypeAlias = Literal["cpu", "cuda"]
-_PROVIDERS: dict[Device, list[str]] = {
+_PROVIDERS: dict[Device, list[str | tuple[str, dict[str, str]]]] = {
     "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    # Or float32 products are rounded to 10 bits: worse than what the export's parity gate allows.
+    "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
 }
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no name for it
 

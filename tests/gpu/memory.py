@@ -1,69 +1,108 @@
 """Where does the KV cache live, and what happens when the GPU is full?"""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from setting import Setting, Skipped, cuda_runtime, free_bytes
+from setting import Row, Setting, Skipped, case, cuda_runtime, free_bytes
+from stopping import cancelled
 
-from tokprune import TokpruneError
-from tokprune.scenes.suite import suite
-from tokprune_runtimes.errors import EngineError
+from tokprune import OutOfMemory
+from tokprune.scenes.suite import Sample, suite
+from tokprune.vlm import VLM
 
 ANSWERS = 50
-SPARE = 48 << 20  # left free when the GPU is filled
 MOST_GROWTH = 8 << 20  # of the GPU's memory over the answers, after the first two
+LARGEST_BLOCK, LEAST_BLOCK = 1 << 30, 16 << 10  # with which the GPU is filled
 
 
-def cache_in_place(setting: Setting) -> Iterator[dict[str, Any]]:
+def cache_in_place(setting: Setting) -> Iterator[Row]:
     """Yield whether memory stays where it is over many answers of many tokens."""
     _needs_gpu(setting)
-    sample = next(iter(suite("dev", 1, tokens=196)))
     for precision in setting.precisions:
-        try:
-            vlm = setting.open(setting.bundle("qwen2_vl", precision))
-        except Skipped as reason:
-            yield {"precision": precision, "skipped": str(reason)}
-            continue
-        free: list[int] = []
-        for _ in range(ANSWERS):
-            vlm.ask(list(sample.pictures), sample.question, 0.5, max_new_tokens=64)
-            free.append(free_bytes())
-        growth = free[1] - min(free[2:])
-        yield {
-            "precision": precision,
-            "cache": vlm.model.llm.form.cache,
-            "answers": ANSWERS,
-            "growth_bytes": growth,
-            "ok": growth <= MOST_GROWTH,
-        }
+        yield from case(
+            {"precision": precision}, lambda precision=precision: _growth(setting, precision)
+        )
 
 
-def full_gpu(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Yield what a question gets from a GPU without room, and whether the next one is answered."""
+def _growth(setting: Setting, precision: str) -> Iterator[Row]:
+    sample = next(iter(suite("dev", 1, tokens=196)))
+    vlm = setting.open(setting.bundle("qwen2_vl", precision))
+    free: list[int] = []
+    for _ in range(ANSWERS):
+        vlm.ask(list(sample.pictures), sample.question, 0.5, max_new_tokens=64)
+        free.append(free_bytes())
+    growth = free[1] - min(free[2:])
+    yield {
+        "cache": vlm.model.llm.form.cache,
+        "answers": ANSWERS,
+        "growth_bytes": growth,
+        "ok": growth <= MOST_GROWTH,
+    }
+
+
+def full_gpu(setting: Setting) -> Iterator[Row]:
+    """Yield what a question gets from a GPU without room, and what the VLM is good for afterwards.
+
+    It must be OutOfMemory and nothing else; then the VLM answers as before, and a request that is
+    cancelled between two decode steps keeps what was written and leaves it usable.
+    """
     _needs_gpu(setting)
     cuda = cuda_runtime()
-    samples = list(suite("dev", 2, tokens=400))
-    bundle = setting.bundle("qwen2_vl", setting.precisions[0])
-    vlm = setting.open(bundle)
-    before = vlm.ask(list(samples[0].pictures), samples[0].question, 0.25).text
-    taken: list[int] = []
+    if shares_memory(cuda):
+        raise Skipped("This GPU's memory is the host's: filling it would have processes killed")
+    small, large = (next(iter(suite("dev", 1, tokens=tokens))) for tokens in (100, 400))
+    vlm = setting.open(setting.bundle("qwen2_vl", setting.precisions[0]))
+    about = {"precision": setting.precisions[0]}
+    yield from case(about, lambda: refused_when_full(vlm, cuda, small, large))
+    yield from case(about, lambda: cancelled(vlm, small))
+
+
+def refused_when_full(vlm: VLM, cuda: Any, small: Sample, large: Sample) -> Iterator[Row]:
+    """Ask a large question of a full GPU, between two small ones."""
+    before = vlm.ask(list(small.pictures), small.question, 0.25).text
+    error: OutOfMemory | None = None
+    with filled(cuda) as taken:
+        try:
+            vlm.ask(list(large.pictures), large.question, 1.0)
+        except OutOfMemory as refusal:
+            error = refusal
+    after = vlm.ask(list(small.pictures), small.question, 0.25).text
+    found: Row = {"filled_bytes": taken, "same_answer_afterwards": before == after}
+    if error is not None:
+        yield {**found, "when_full": f"OutOfMemory: {error}", "ok": before == after}
+    elif before != after:
+        yield {**found, "when_full": "an answer", "ok": False}
+    else:
+        yield {**found, "skipped": "It was answered: what it had was enough, so nothing was shown"}
+
+
+@contextmanager
+def filled(cuda: Any) -> Generator[int, None, None]:
+    """Take all of the GPU's memory, in smaller and smaller blocks; yield how many bytes."""
+    taken: dict[int, int] = {}
+    size = LARGEST_BLOCK
     try:
-        while (room := free_bytes()) > SPARE:
-            error, address = cuda.cudaMalloc(min(room - SPARE // 2, 1 << 30))
+        while size >= LEAST_BLOCK:
+            error, address = cuda.cudaMalloc(size)
             if int(error):
                 cuda.cudaGetLastError()
-                break
-            taken.append(address)
-        try:
-            vlm.ask(list(samples[1].pictures), samples[1].question, 1.0)
-            got = "an answer: what it had was enough"
-        except (TokpruneError, EngineError) as refusal:
-            got = f"{type(refusal).__name__}: {refusal}"
+                size //= 2
+            else:
+                taken[address] = size
+        yield sum(taken.values())
     finally:
         for address in taken:
             cuda.cudaFree(address)
-    after = vlm.ask(list(samples[0].pictures), samples[0].question, 0.25).text
-    yield {"when_full": got, "same_answer_afterwards": before == after, "ok": before == after}
+
+
+def shares_memory(cuda: Any) -> bool:
+    """Tell whether the GPU has no memory of its own, as a Jetson's."""
+    attribute = cuda.cudaDeviceAttr.cudaDevAttrIntegrated
+    error, integrated = cuda.cudaDeviceGetAttribute(attribute, 0)
+    if int(error):
+        raise RuntimeError(f"cudaDeviceGetAttribute says {error}")
+    return bool(integrated)
 
 
 def _needs_gpu(setting: Setting) -> None:

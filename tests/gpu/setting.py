@@ -3,27 +3,33 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from absence import TENSORRT, absence
 from shipped import scorers_of
 
 import tokprune
+from tokprune.backends import has_device
 from tokprune.bundle import open_bundle
 from tokprune.engines.building import BuildOptions, build_engines
-from tokprune.errors import BackendUnavailable, BuildRefused
+from tokprune.model import Model
 from tokprune.vlm import VLM
 
 CHECKPOINTS = Path(__file__).parents[2] / "samples" / "scenes" / "checkpoints"
 FAMILIES = ("qwen2_vl", "llava_onevision", "vila")
-TENSORRT = ("tensorrt", "tensorrt-rtx")
+EXPORTERS = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors")
+MODEL = Path("/proc/device-tree/model")  # a Jetson's name
+Row: TypeAlias = dict[str, Any]
 
 
 class Skipped(Exception):
-    """This cannot be tried here; the text says why."""
+    """This cannot be tried here; the text says what is absent."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Setting:
         """Return the bundle of a demo checkpoint, exported if it is not there.
 
         Raises:
-            Skipped: it is not there, and cannot be exported here.
+            Skipped: it is not there, and there is nothing to export it with.
         """
         target = self.work / f"{family}-{precision}"
         checkpoint = CHECKPOINTS / family
@@ -53,14 +59,37 @@ class Setting:
         """Load a bundle on this engine, building what is not there.
 
         Raises:
-            Skipped: the engine is not installed, or does not take this bundle.
+            Skipped: the engine's library or the GPU is absent, or its version has not the
+                precision. Whatever else goes wrong is raised as it comes.
+        """
+        opened = open_bundle(bundle)
+        if absent := absence(self.engine, opened):
+            raise Skipped(absent)
+        if self.engine in TENSORRT:
+            build_engines(opened, BuildOptions(kind=self.engine))  # type: ignore[arg-type]
+        return tokprune.load(bundle, backend=self.engine)  # type: ignore[arg-type]
+
+    def on_cpu(self, family: str, precision: str) -> VLM:
+        """Load a bundle on the CPU, to compare with.
+
+        Raises:
+            Skipped: the CPU does not run this precision.
+        """
+        bundle = self.bundle(family, precision)
+        if absent := absence("cpu", open_bundle(bundle)):
+            raise Skipped(absent)
+        return tokprune.load(bundle, backend="cpu")
+
+    def reference(self, family: str, precision: str) -> tuple[VLM, str]:
+        """Return a bundle on the CPU and its precision: fp32, where the CPU does not run another.
+
+        Raises:
+            Skipped: it cannot be exported here.
         """
         try:
-            if self.engine in TENSORRT:
-                build_engines(open_bundle(bundle), BuildOptions(kind=self.engine))  # type: ignore[arg-type]
-            return tokprune.load(bundle, backend=self.engine)  # type: ignore[arg-type]
-        except (BackendUnavailable, BuildRefused) as reason:
-            raise Skipped(str(reason)) from None
+            return self.on_cpu(family, precision), precision
+        except Skipped:
+            return self.on_cpu(family, "fp32"), "fp32"
 
 
 def prepare(
@@ -77,11 +106,32 @@ def prepare(
     return Setting(engine, precisions, work, questions, rounds, size)
 
 
+def case(about: Row, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """Yield one case's rows. What stops it becomes a row too, so that other cases go on.
+
+    Args:
+        about: which case, put before every row.
+        rows: finds out; Skipped gives a row that says why, any other error one that is not ok.
+    """
+    try:
+        for row in rows():
+            yield {**about, **row}
+    except Skipped as reason:
+        yield {**about, "skipped": str(reason)}
+    except Exception as error:  # whatever it was, it is a finding
+        yield {**about, "failed": "".join(traceback.format_exception(error)), "ok": False}
+
+
+def endless(model: Model) -> VLM:
+    """Return a VLM whose answers are as long as is asked for; no token ends them."""
+    return VLM(replace(model, llm=replace(model.llm, eos=frozenset[int]())))
+
+
 def export(checkpoint: Path, target: Path, precision: str, options: tuple[str, ...] = ()) -> None:
     """Run `tokprune-export` in a process of its own.
 
     Raises:
-        Skipped: torch or transformers are not installed here.
+        Skipped: torch, transformers or onnx are not installed here.
         RuntimeError: the export was refused or failed.
     """
     code = "from tokprune_export.cli import export_main; export_main()"
@@ -90,26 +140,30 @@ def export(checkpoint: Path, target: Path, precision: str, options: tuple[str, .
         [sys.executable, "-c", code, *given], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        if "ModuleNotFoundError" in done.stderr:
-            last = done.stderr.strip().splitlines()[-1]
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        if any(f"ModuleNotFoundError: No module named '{name}" in last for name in EXPORTERS):
             raise Skipped(f"{target.name} is not there, and cannot be exported here: {last}")
         raise RuntimeError(f"export of {target.name} failed:\n{done.stdout}\n{done.stderr}")
 
 
 @lru_cache(maxsize=1)
 def gpu_facts() -> dict[str, str]:
-    """Return what nvidia-smi tells of the first GPU."""
+    """Return what nvidia-smi tells of the first GPU, or a Jetson of itself."""
     fields = ("name", "driver_version", "memory.total", "compute_cap")
-    if shutil.which("nvidia-smi") is None:
-        return {"gpu": "none"}
     query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"gpu": "none", "nvidia_smi": (done.stdout + done.stderr).strip()}
-    values = [value.strip() for value in lines[0].split(",")]
-    found = dict(zip(("gpu", "driver", "memory", "compute_capability"), values, strict=True))
-    return {**found, "gpus": str(len(lines))}
+    told = "there is no nvidia-smi"
+    if shutil.which("nvidia-smi") is not None:
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+        lines = done.stdout.strip().splitlines()
+        values = [value.strip() for value in lines[0].split(",")] if lines else []
+        if not done.returncode and len(values) == len(fields):
+            names = ("gpu", "driver", "memory", "compute_capability")
+            return {**dict(zip(names, values, strict=True)), "gpus": str(len(lines))}
+        told = (done.stdout + done.stderr).strip()
+    if not has_device():
+        return {"gpu": "none", "nvidia_smi": told}
+    name = MODEL.read_text(encoding="utf-8").strip("\0\n ") if MODEL.exists() else "unnamed"
+    return {"gpu": name, "nvidia_smi": told}
 
 
 def free_bytes() -> int:

@@ -5,201 +5,164 @@ what does not depend on their number.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
-from setting import Setting, Skipped, export
+from baseline import baseline
+from setting import Row, Setting, case, endless, export
+from slice_checkpoint import SIZE_HW, SLICES, Size, flops, write_slice
+from targets import Speed, targets
 
-SIZE_HW = (1064, 1092)  # pixels: 38 x 39 vision tokens
+from tokprune.types import Answer
+
 BUDGETS = (1.0, 0.5, 0.25, 0.1)
 LAYERS = (4, 8)
 NEW_TOKENS = 33
 QUESTION = "What is in the way of the robot, and where should it go instead?"
 AHEAD = ("first_layer", "scorer", "select")  # stages before the LLM
+Times: TypeAlias = dict[str, float]
+Measured: TypeAlias = dict[int, dict[float, Times]]  # layers -> budget -> medians
 
 
-class Size(NamedTuple):
-    """Of a Qwen2-VL LLM."""
+def slices(setting: Setting) -> Iterator[Row]:
+    """Yield times by stage and budget for both slices, transformers' beside them.
 
-    hidden: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    layers: int
-    vocabulary: int
-    sections: tuple[int, int, int]  # of M-RoPE
-
-
-SLICES = {
-    "7B": Size(3584, 18944, 28, 4, 28, 152064, (16, 24, 24)),
-    "2B": Size(1536, 8960, 12, 2, 28, 151936, (16, 24, 24)),
-    "tiny": Size(128, 256, 2, 1, 12, 4096, (16, 8, 8)),  # to try this program
-}
-
-
-def slices(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Yield times by stage and budget for both slices, and the whole LLM's, extrapolated."""
+    Then those of the whole LLM, extrapolated, and whether the targets were met.
+    """
     size = SLICES[setting.size]
     precision = "fp16" if "fp16" in setting.precisions else setting.precisions[0]
-    measured: dict[int, dict[float, dict[str, float]]] = {}
+    measured: Measured = {}
+    theirs: dict[int, Times] = {}
     for layers in LAYERS:
         checkpoint = setting.work / f"slice-{setting.size}-{layers}"
-        bundle = setting.work / f"{checkpoint.name}-{precision}"
-        if not bundle.exists():
-            write_slice(checkpoint, size, layers)
-            options = ("--max-input-len", "2048", "--max-kv-len", "2560")
-            scorer = ("--scorer", str(checkpoint / "scorer.safetensors"))
-            export(checkpoint, bundle, precision, (*options, *scorer))
-        measured[layers] = _timed(setting, bundle)
+        measured[layers] = _timed(setting, _bundle(checkpoint, size, layers, precision))
         for budget, times in measured[layers].items():
             yield {"layers": layers, "precision": precision, "budget": budget, **times}
-        yield from _transformers(checkpoint, layers, setting.rounds)
+        for row in _transformers(setting, checkpoint, layers, int(measured[layers][1.0]["rows"])):
+            yield row
+            if "prefill_ms" in row:
+                theirs[layers] = {name: row[name] for name in ("prefill_ms", "decode_token_ms")}
         shutil.rmtree(checkpoint, ignore_errors=True)
-    yield from _whole(size, measured)
+    yield from whole(setting.size, measured, theirs)
 
 
-def write_slice(folder: Path, size: Size, layers: int) -> None:
-    """Write a random checkpoint with so many decoder layers and a vision encoder of one layer.
-
-    Its scorer is random too: it costs what a trained one does.
-
-    Raises:
-        Skipped: torch or transformers are not here.
-    """
-    try:
-        from real_checkpoints import change_settings, write_random
-        from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-        from tokprune_export.scorers import GridScorer, Scorer, Size, save_scorer
-    except ImportError as error:
-        raise Skipped(f"The slices need torch and transformers to be made: {error}") from None
-
-    def config(demo: dict[str, Any]) -> Any:
-        return Qwen2VLConfig(
-            text_config={
-                "vocab_size": size.vocabulary,
-                "hidden_size": size.hidden,
-                "intermediate_size": size.mlp,
-                "num_hidden_layers": layers,
-                "num_attention_heads": size.heads,
-                "num_key_value_heads": size.kv_heads,
-                "max_position_embeddings": 32768,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e6,
-                    "mrope_section": list(size.sections),
-                },
-                "tie_word_embeddings": False,
-                "eos_token_id": demo["text_config"]["eos_token_id"],
-            },
-            vision_config={"depth": 1, "embed_dim": 64, "num_heads": 2, "hidden_size": size.hidden},
-            **{name: demo[name] for name in demo if name.endswith("_token_id")},
-            tie_word_embeddings=False,
-        )
-
-    shutil.rmtree(folder, ignore_errors=True)
-    write_random("qwen2_vl", folder, Qwen2VLForConditionalGeneration, config)
-    pixels = {"shortest_edge": 3136, "longest_edge": SIZE_HW[0] * SIZE_HW[1]}
-    change_settings(folder / "preprocessor_config.json", size=pixels)
-    scorer = Scorer(GridScorer(size.heads), "grid", ("picture",), {}, {})
-    save_scorer(
-        folder / "scorer.safetensors", scorer, Size(size.heads, size.hidden), {"model": "random"}
-    )
+def _bundle(checkpoint: Path, size: Size, layers: int, precision: str) -> Path:
+    """Return the bundle of a slice, made and exported if it is not there."""
+    bundle = checkpoint.with_name(f"{checkpoint.name}-{SIZE_HW[0]}-{precision}")
+    if not bundle.exists():
+        write_slice(checkpoint, size, layers)
+        options = ("--max-input-len", "2048", "--max-kv-len", "2560")
+        scorer = ("--scorer", str(checkpoint / "scorer.safetensors"))
+        export(checkpoint, bundle, precision, (*options, *scorer))
+    return bundle
 
 
-def _timed(setting: Setting, bundle: Path) -> dict[float, dict[str, float]]:
+def _transformers(setting: Setting, checkpoint: Path, layers: int, rows: int) -> Iterator[Row]:
+    device = "cpu" if setting.engine == "cpu" else "cuda"
+    kind = "fp32 on the CPU, SDPA" if setting.engine == "cpu" else "fp16, SDPA"
+
+    def found() -> Iterator[Row]:
+        if not (checkpoint / "config.json").exists():  # the bundle was there already
+            write_slice(checkpoint, SLICES[setting.size], layers)
+        return baseline(checkpoint, rows, NEW_TOKENS, setting.rounds, device)
+
+    return case({"layers": layers, "transformers": kind, "budget": 1.0}, found)
+
+
+def _timed(setting: Setting, bundle: Path) -> dict[float, Times]:
     """Return medians by budget; the rounds are interleaved, the first two do not count."""
-    vlm = setting.open(bundle)
+    vlm = endless(setting.open(bundle).model)
     picture = np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), np.uint8)
     text = len(vlm.model.prepare(picture, QUESTION)[0].ids)
-    stages: dict[float, list[dict[str, float]]] = {budget: [] for budget in BUDGETS}
+    stages: dict[float, list[Times]] = {budget: [] for budget in BUDGETS}
     for number in range(setting.rounds + 2):
         for budget in BUDGETS:
             start = perf_counter()
-            answer = vlm.ask(picture, QUESTION, budget, max_new_tokens=NEW_TOKENS)
-            whole = (perf_counter() - start) * 1000
+            answer = vlm.ask(
+                picture, QUESTION, budget, max_new_tokens=NEW_TOKENS, repetition_guard=False
+            )
+            took_ms = (perf_counter() - start) * 1000
             if number >= 2:
-                steps = max(len(answer.token_ids) - 1, 1)
-                times = {f"{stage}_ms": took for stage, took in answer.timings_ms.items()}
-                stages[budget].append(
-                    {
-                        **times,
-                        "ahead_of_llm_ms": sum(times[f"{stage}_ms"] for stage in AHEAD),
-                        "ttft_ms": answer.ttft_ms,
-                        "decode_token_ms": (whole - answer.ttft_ms) / steps,
-                        "vision_tokens": answer.total,
-                        "kept": answer.kept,
-                        "rows": text - answer.total + answer.kept,
-                    }
-                )
+                stages[budget].append(_times(answer, took_ms, text))
     return {
         budget: {name: round(median(row[name] for row in rows), 4) for name in rows[0]}
         for budget, rows in stages.items()
     }
 
 
-def _transformers(checkpoint: Path, layers: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield prefill and decode of the same slice in transformers: SDPA, fp16, nothing pruned."""
-    about = {"layers": layers, "transformers": "fp16, SDPA"}
-    try:
-        import torch
-        from transformers import Qwen2VLForConditionalGeneration
-    except ImportError as error:
-        yield {**about, "skipped": str(error)}
-        return
-    if not torch.cuda.is_available() or not (checkpoint / "config.json").exists():
-        yield {**about, "skipped": "torch has no CUDA device here, or the bundle was brought along"}
-        return
-    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float16, attn_implementation="sdpa"
-    )
-    model = model.to("cuda").eval().model.language_model
-    rows = 38 * 39 + 60
-    embeds = torch.randn(1, rows, model.config.hidden_size, dtype=torch.float16, device="cuda")
-    times = []
-    with torch.no_grad():
-        for number in range(rounds + 2):
-            torch.cuda.synchronize()
-            start = perf_counter()
-            model(inputs_embeds=embeds, use_cache=True)
-            torch.cuda.synchronize()
-            if number >= 2:
-                times.append((perf_counter() - start) * 1000)
-    yield {**about, "rows": rows, "prefill_without_head_ms": round(median(times), 4)}
+def _times(answer: Answer, took_ms: float, rows: int) -> Times:
+    """Return an answer's stages; `rows` are the unpruned prompt's."""
+    times = {f"{stage}_ms": took for stage, took in answer.timings_ms.items()}
+    steps = max(len(answer.token_ids) - 1, 1)
+    return {
+        **times,
+        "ahead_of_llm_ms": sum(times[f"{stage}_ms"] for stage in AHEAD),
+        "ttft_ms": answer.ttft_ms,
+        "decode_token_ms": (took_ms - answer.ttft_ms) / steps,
+        "vision_tokens": answer.total,
+        "kept": answer.kept,
+        "rows": rows - answer.total + answer.kept,
+    }
 
 
-def _whole(
-    size: Size, measured: dict[int, dict[float, dict[str, float]]]
-) -> Iterator[dict[str, Any]]:
-    """Yield the whole LLM's prefill and what pruning makes of it, beside the ratio of FLOPs."""
-    few, many = LAYERS
-    whole: dict[float, float] = {}
+def whole(name: str, measured: Measured, theirs: Mapping[int, Times]) -> Iterator[Row]:
+    """Yield the whole LLM, extrapolated: ours by budget, transformers', and the targets.
+
+    Times to the first token are without the vision encoder, which is none of a real size here.
+
+    Args:
+        name: of the LLM's size.
+        measured: both slices by budget.
+        theirs: transformers' two slices; empty where these could not be timed.
+    """
+    size, few = SLICES[name], measured[LAYERS[0]]
+    them: Times = {}
+    if set(theirs) == set(LAYERS):
+        them = {each: _all_layers(size, theirs, each) for each in theirs[LAYERS[0]]}
+        yield {"layers": size.layers, "extrapolated": True, "transformers": "at 100 %", **them}
+    found: dict[float, Row] = {}
     for budget in BUDGETS:
-        small, large = (measured[count][budget]["prefill_ms"] for count in LAYERS)
-        layer = (large - small) / (many - few)
-        whole[budget] = small + (size.layers - few) * layer
-    rows = {budget: measured[few][budget]["rows"] for budget in BUDGETS}
-    for budget in BUDGETS:
-        ratio = flops(size, rows[1.0]) / flops(size, rows[budget])
-        speed_up = whole[1.0] / whole[budget]
-        yield {
-            "layers": size.layers,
-            "extrapolated": True,
-            "budget": budget,
-            "prefill_ms": round(whole[budget], 3),
-            "speed_up": round(speed_up, 3),
-            "flop_ratio": round(ratio, 3),
-            "within_15_percent": bool(speed_up >= 0.85 * ratio),
+        slices_at = {layers: measured[layers][budget] for layers in LAYERS}
+        ours = {
+            each: _all_layers(size, slices_at, each) for each in ("prefill_ms", "decode_token_ms")
         }
+        ours["llm_ttft_ms"] = round(ours["prefill_ms"] + _ahead(measured, budget), 4)
+        found[budget] = {**ours, **_beside(ours, found.get(1.0, ours), them)}
+        ratio = flops(size, few[1.0]["rows"]) / flops(size, few[budget]["rows"])
+        found[budget]["flop_ratio"] = round(ratio, 3)
+        yield {"layers": size.layers, "extrapolated": True, "budget": budget, **found[budget]}
+    speeds = {
+        each: Speed(row["prefill_speed_up"], row["flop_ratio"]) for each, row in found.items()
+    }
+    ahead = {budget: _ahead(measured, budget) for budget in BUDGETS}
+    yield from targets(name, int(few[1.0]["vision_tokens"]), ahead, speeds)
 
 
-def flops(size: Size, rows: float) -> float:
-    """Count multiplications and additions of all layers' matrix products in one prefill."""
-    head = size.hidden // size.heads
-    attention_weights = 2 * size.hidden**2 + 2 * size.hidden * size.kv_heads * head
-    linear = 2 * rows * (attention_weights + 3 * size.hidden * size.mlp)
-    return size.layers * (linear + 4 * rows * rows * size.hidden)
+def _beside(ours: Times, unpruned: Times, them: Times) -> Times:
+    """Return how many times as fast as the same engine unpruned, and as transformers."""
+    found = {
+        "prefill_speed_up": round(unpruned["prefill_ms"] / ours["prefill_ms"], 3),
+        "ttft_speed_up": round(unpruned["llm_ttft_ms"] / ours["llm_ttft_ms"], 3),
+        "decode_speed_up": round(unpruned["decode_token_ms"] / ours["decode_token_ms"], 3),
+    }
+    if them:
+        found["ttft_against_transformers"] = round(them["prefill_ms"] / ours["llm_ttft_ms"], 3)
+        decode = them["decode_token_ms"] / ours["decode_token_ms"]
+        found["decode_against_transformers"] = round(decode, 3)
+    return found
+
+
+def _ahead(measured: Measured, budget: float) -> float:
+    """Return what runs before the LLM: the same in both slices, so the slower is taken."""
+    return max(measured[layers][budget]["ahead_of_llm_ms"] for layers in LAYERS)
+
+
+def _all_layers(size: Size, slices_at: Mapping[int, Mapping[str, Any]], name: str) -> float:
+    """Extrapolate a time from both slices to all layers of the LLM."""
+    few, many = LAYERS
+    layer = (slices_at[many][name] - slices_at[few][name]) / (many - few)
+    return round(slices_at[few][name] + (size.layers - few) * layer, 4)

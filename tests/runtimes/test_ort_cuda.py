@@ -142,7 +142,7 @@ class OnnxRuntime:
 
     def __init__(self, session: Session | Exception, available: list[str]) -> None:
         self.session, self.available = session, available
-        self.asked: list[tuple[str, dict[str, str], list[str]]] = []
+        self.asked: list[tuple[str, dict[str, str], list[Any]]] = []
         self.OrtValue = OrtValue
         self.SessionOptions = Options
         self.RunOptions = Options
@@ -156,7 +156,7 @@ class OnnxRuntime:
         return self.available
 
     def InferenceSession(  # noqa: N802
-        self, path: str, options: Options, *, providers: list[str]
+        self, path: str, options: Options, *, providers: list[Any]
     ) -> Session:
         self.asked.append((path, options.entries, providers))
         if isinstance(self.session, Exception):
@@ -196,7 +196,8 @@ def test_the_cuda_provider_comes_first_and_what_it_leaves_to_the_cpu_is_recorded
     module = fake()
     graph = load_graph(Path("llm.onnx"), "cuda", threads=3)
     ((path, entries, providers),) = module.asked
-    assert (path, providers) == ("llm.onnx", [CUDA, CPU])
+    assert path == "llm.onnx"
+    assert providers == [(CUDA, {"use_tf32": "0"}), CPU]  # float32 is float32
     assert entries["session.record_ep_graph_assignment_info"] == "1"
     assert not module.session.fallback  # type: ignore[union-attr]
     assert graph.run({"x": np.ones(2)})["logits"].tolist() == [1, 1]
