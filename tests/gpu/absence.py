@@ -68,7 +68,7 @@ def _without_cuda(graph: Path) -> str | None:
     if refused := refusal(ort.get_available_providers()):
         return str(refused)
     if preload := getattr(ort, "preload_dlls", None):
-        preload(cudnn=False)
+        preload()
     providers = [PROVIDER, "CPUExecutionProvider"]
     try:
         session = ort.InferenceSession(str(graph), providers=providers)
