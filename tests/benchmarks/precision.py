@@ -3,7 +3,8 @@
     python tests/benchmarks/precision.py
 
 Speed and size are of a 0.5B LLM with random weights, in the form that a bundle's CPU runs, on one
-thread; answers those of the Qwen2-VL demo. Graphs and bundles are made where they are missing.
+thread; answers are those of the demo VLMs. Beside them stands what the export compared: how far
+each graph is from the checkpoint in float32. Graphs and bundles are made where they are missing.
 Writes docs/results/precision.json and precision.md; parts that are not asked for stay.
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 import real_size
 import tyro
 from machine import RESULTS, machine
+from precision_tables import BUDGETS, GRAPHS, markdown
 from rich.console import Console
 from rich.progress import track
 from shipped import scorers_of
@@ -30,16 +32,17 @@ from shipped import scorers_of
 import tokprune
 from tokprune.llm import Call, feeds_of
 from tokprune.manifest import LlmForm, Precision
+from tokprune.scenes import Sample as Asked
 from tokprune.scenes import suite
 from tokprune.types import Array
 from tokprune_export.parity import carries
 from tokprune_runtimes import Graph, load_graph
 
 FORM = "ort"
-BUDGETS = (1.0, 0.5, 0.25)
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "benchmarks"
-CHECKPOINT = ROOT / "samples" / "scenes" / "checkpoints" / "qwen2_vl"
+CHECKPOINTS = ROOT / "samples" / "scenes" / "checkpoints"
+UNHEARD = "bf16"  # ONNX Runtime's CPU has no products in it: its graphs are compared, widened
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Options:
 
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
     """The first is what answers are compared with."""
+    families: tuple[str, ...] = ("qwen2_vl", "llava_onevision", "vila")
+    """Whose demo is asked; of these the graphs in bf16 are compared too."""
     parts: tuple[Literal["speed", "answers"], ...] = ("speed", "answers")
     """What to measure."""
     rounds: int = 5
@@ -157,20 +162,36 @@ def measure_speed(options: Options) -> dict[str, Any]:
 
 
 def measure_answers(options: Options) -> dict[str, Any]:
-    """Ask the demo in every precision, at every budget."""
+    """Ask every demo in every precision, at every budget."""
     samples = list(suite("test", options.scenes))
+    demos = {family: ask_demo(options, family, samples) for family in options.families}
+    return {
+        **machine("onnxruntime", "numpy"),
+        "questions": len(samples),
+        "compared_with": options.precisions[0],
+        "note": options.note,
+        "demos": demos,
+    }
+
+
+def ask_demo(options: Options, family: str, samples: Sequence[Asked]) -> dict[str, Any]:
+    """Return bytes, parity and answers of one demo by precision."""
     truth = [sample.answer for sample in samples]
     texts: dict[tuple[str, float], list[str]] = {}
     sizes: dict[str, int] = {}
-    for precision in options.precisions:
-        folder = demo(options.bundles, precision)
+    parity: dict[str, list[dict[str, Any]]] = {}
+    for precision in (*options.precisions, UNHEARD):
+        folder = demo(options.bundles, family, precision)
         sizes[precision] = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        vlm = tokprune.load(folder, backend="cpu", threads=1)
-        for budget in BUDGETS:
-            shown = track(samples, description=f"{precision} {budget}")
-            texts[precision, budget] = [
-                vlm.ask(list(one.pictures), one.question, budget).text for one in shown
-            ]
+        parity[precision] = compared(folder)
+        if precision == UNHEARD:
+            continue
+        with tokprune.load(folder, backend="cpu", threads=1) as vlm:
+            for budget in BUDGETS:
+                shown = track(samples, description=f"{family} {precision} {budget}")
+                texts[precision, budget] = [
+                    vlm.ask(list(one.pictures), one.question, budget).text for one in shown
+                ]
     first = options.precisions[0]
     rows = [
         {
@@ -181,91 +202,42 @@ def measure_answers(options: Options) -> dict[str, Any]:
         }
         for (precision, budget), found in texts.items()
     ]
-    return {
-        **machine("onnxruntime", "numpy"),
-        "demo": "qwen2_vl, its default selector",
-        "questions": len(samples),
-        "compared_with": first,
-        "bundle_bytes": sizes,
-        "rows": rows,
-    }
+    return {"bundle_bytes": sizes, "rows": rows, "parity": parity}
 
 
-def demo(bundles: Path, precision: Precision) -> Path:
-    """Export the demo with its scorer, unless it was."""
-    folder = bundles / precision
+def demo(bundles: Path, family: str, precision: str) -> Path:
+    """Export a demo with its scorers, unless it was."""
+    folder = bundles / f"{family}-{precision}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         code = "from tokprune_export.cli import export_main; export_main()"
-        given = ["--precision", precision, *scorers_of(CHECKPOINT)]
-        command = [sys.executable, "-c", code, str(CHECKPOINT), str(folder), *given]
+        checkpoint = CHECKPOINTS / family
+        given = ["--precision", precision, *scorers_of(checkpoint)]
+        command = [sys.executable, "-c", code, str(checkpoint), str(folder), *given]
         subprocess.run(command, check=True)
     return folder
+
+
+def compared(bundle: Path) -> list[dict[str, Any]]:
+    """Return the worst of what the export compared of each graph with the float32 checkpoint."""
+    report = json.loads((bundle / "reports" / "parity.json").read_bytes())
+    found: list[dict[str, Any]] = []
+    for graph in GRAPHS:
+        mine = [row for row in report["rows"] if row["graph"] == graph]
+        found.append(
+            {
+                "graph": graph,
+                "cases": len(mine),
+                "cosine": min(row["cosine"] for row in mine),
+                "of_largest": max(row["max_abs_diff"] / max(1, row["max_abs"]) for row in mine),
+            }
+        )
+    return found
 
 
 def equal(found: Sequence[str], others: Sequence[str]) -> float:
     """Return the share that is the same."""
     return sum(a == b for a, b in zip(found, others, strict=True)) / len(found)
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Return the tables that docs show."""
-    lines = ["# Precisions on the CPU", ""]
-    if speed := result.get("speed"):
-        lines += speed_lines(speed)
-    if answers := result.get("answers"):
-        lines += answer_lines(answers)
-    return "\n".join(lines) + "\n"
-
-
-def speed_lines(speed: dict[str, Any]) -> list[str]:
-    """Size and speed, and which is fastest."""
-    rows = speed["rows"]
-    fastest = {
-        what: min(rows, key=lambda row: row[f"{what}_cpu_ms"])["precision"]
-        for what in ("prefill", "decode")
-    }
-    versions = ", ".join(f"{name} {number}" for name, number in speed["versions"].items())
-    lines = [
-        f"{speed['llm']}, form `{speed['form']}`: a prefill of {speed['prefill_rows']} rows, and a "
-        f"token after it. Medians of interleaved rounds by processor time, wall time in brackets; "
-        "every sample is in `precision.json`. Size is that of the files that this form reads, and "
-        f"of the table of embeddings. {speed['processor']}, {speed['date']}, {versions}. "
-        f"{speed['note']}".strip(),
-        "",
-        f"Fastest for prefill: **{fastest['prefill']}**. Fastest for decode: "
-        f"**{fastest['decode']}**.",
-        "",
-        "| precision | LLM, MB | prefill ms | times fp32 | decode ms a token | times fp32 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [row["precision"], row["llm_megabytes"]]
-        for what in ("prefill", "decode"):
-            ms = row[f"{what}_cpu_ms"]
-            cells += [f"{ms:.1f} ({row[f'{what}_wall_ms']:.1f})"]
-            cells += [f"{rows[0][f'{what}_cpu_ms'] / ms:.2f}"]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return [*lines, ""]
-
-
-def answer_lines(answers: dict[str, Any]) -> list[str]:
-    """How many answers are right, and how many are those of float32."""
-    first = answers["compared_with"]
-    shares = [f"{budget:.0%}" for budget in BUDGETS]
-    lines = [
-        f"Answers of the demo ({answers['demo']}) to {answers['questions']} questions of the test "
-        f"split ({answers['date']}): right, and in brackets the same text as in {first}, with "
-        f"{', '.join(shares)} of the vision tokens.",
-        "",
-        f"| precision | bundle, MB | {' | '.join(shares)} |",
-        "|---|---|" + "---|" * len(shares),
-    ]
-    for precision, size in answers["bundle_bytes"].items():
-        mine = {row["budget"]: row for row in answers["rows"] if row["precision"] == precision}
-        cells = [f"{mine[b]['right']:.1%} ({mine[b]['alike']:.1%})" for b in BUDGETS]
-        lines.append(f"| {precision} | {size / 1e6:.1f} | {' | '.join(cells)} |")
-    return lines
 
 
 def main() -> None:
