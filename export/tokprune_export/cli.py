@@ -14,7 +14,8 @@ from rich.table import Table
 
 from tokprune.bundle import open_bundle
 from tokprune.commands.build import build_with_progress
-from tokprune.engines.building import BuildOptions, check_builder
+from tokprune.engines.building import check_builder
+from tokprune.engines.plans import BuildOptions
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Manifest
 from tokprune_export.exits import guarded

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tokprune.bundle import DEVICE_FOLDER, open_bundle
-from tokprune.engines.building import BuildOptions, build_engines
+from tokprune.engines.building import build_engines
+from tokprune.engines.plans import BuildOptions
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = [pytest.mark.torch, pytest.mark.demo]

@@ -17,7 +17,8 @@ from shipped import scorers_of
 import tokprune
 from tokprune.backends import has_device
 from tokprune.bundle import open_bundle
-from tokprune.engines.building import BuildOptions, build_engines
+from tokprune.engines.building import build_engines
+from tokprune.engines.plans import BuildOptions
 from tokprune.model import Model
 from tokprune.vlm import VLM
 

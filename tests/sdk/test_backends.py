@@ -17,7 +17,8 @@ from fake_trt_build import FakeBuilder, install
 import tokprune
 from tokprune import backends, loading
 from tokprune.bundle import open_bundle
-from tokprune.engines.building import BuildOptions, build_engines
+from tokprune.engines.building import build_engines
+from tokprune.engines.plans import BuildOptions
 from tokprune.scenes import suite
 from tokprune_runtimes import Backend, Graph, load_graph
 from tokprune_runtimes.errors import EngineStale, EngineUnavailable

@@ -17,9 +17,10 @@ from fake_trt_build import FakeBuilder, install
 from tokprune.bundle import Bundle, open_bundle
 from tokprune.commands.build import Build, duration, run_build
 from tokprune.engines import building
-from tokprune.engines.building import BuildOptions, BuildStep, build_engines
+from tokprune.engines.building import build_engines
 from tokprune.engines.clock import BuildClock
 from tokprune.engines.folders import engine_folders
+from tokprune.engines.plans import BuildOptions, BuildStep
 from tokprune.engines.states import engine_form, find_engines, list_engines, source_sha256
 from tokprune.errors import (
     BackendUnavailable,

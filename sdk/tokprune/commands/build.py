@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tokprune.bundle import Bundle, open_bundle
-from tokprune.engines.building import BuildOptions, BuildStep, Built, build_engines
+from tokprune.engines.building import build_engines
 from tokprune.engines.folders import Kind
+from tokprune.engines.plans import BuildOptions, BuildStep, Built
 
 _HARMLESS = "has Int64 binding."  # the parser's advice on inputs that are fed as int64
 

@@ -6,14 +6,14 @@ One graph at a time, so that the memory of one is free when the next begins. Wha
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from tokprune.bundle import Bundle
 from tokprune.engines.clock import BuildClock
-from tokprune.engines.folders import EngineFolder, Kind, new_folder
-from tokprune.engines.profiles import Profile, Sizes, engine_specs, profiles, sizes
+from tokprune.engines.folders import Kind, new_folder
+from tokprune.engines.plans import BuildOptions, BuildPlan, BuildStep, Built, Job, OnStep
+from tokprune.engines.profiles import Profile, engine_specs, profiles
 from tokprune.engines.states import (
     ENGINE_NAMES,
     EngineState,
@@ -24,97 +24,13 @@ from tokprune.engines.states import (
     trt_build,
 )
 from tokprune.errors import BackendUnavailable, BuildRefused, RequestInvalid
-from tokprune.manifest import Limits, LlmForm
 from tokprune.memory import available_memory, gib
 from tokprune_runtimes.errors import BuildFailed, EngineUnavailable
 
 TIMING_CACHE = "timing.cache"
 BASE_MEMORY_BYTES = 1 << 30  # interpreter, TensorRT's libraries, the kernels that it tries
-LOW_MEMORY_VISION_TOKENS = 1024  # attention maps in the vision encoder grow with its square
 LOW_MEMORY_WORKSPACE_BYTES = 512 << 20  # of a kernel; without a limit TensorRT tries all there is
 BASE_DISK_BYTES = 64 << 20  # kernels, side-cars, timing cache
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What `tokprune build` can be told."""
-
-    kind: Kind
-    sm: tuple[str, ...] = ()  # GPUs; empty: this one, or without one all that the builder offers
-    max_vision_tokens: int | None = None  # of a prompt, before pruning
-    max_question_tokens: int | None = None  # after the last picture
-    weight_streaming: bool = False
-    low_memory: bool = False
-    force: bool = False
-    llm_form: str | None = None  # None: the best that the bundle has for the engine
-
-    @property
-    def few_profiles(self) -> bool:
-        """Whether every graph gets as few profiles as it can."""
-        return self.low_memory or self.kind == "tensorrt-rtx"
-
-    def sizes(self, limits: Limits) -> Sizes:
-        """Return the largest request that engines of a bundle are built for."""
-        vision = self.max_vision_tokens
-        if vision is None and self.low_memory:
-            vision = min(limits.max_input_len, LOW_MEMORY_VISION_TOKENS)
-        return sizes(limits, vision_tokens=vision, question_tokens=self.max_question_tokens)
-
-
-@dataclass(frozen=True)
-class BuildStep:
-    """How far the building is."""
-
-    engine: str
-    number: int  # of the engine, from 1
-    engines: int  # to be built
-    phase: str  # of the builder
-    step: int
-    steps: int
-    eta_s: float | None  # until all engines are there; None while unknown
-
-
-@dataclass(frozen=True)
-class Built:
-    """One engine when all is done."""
-
-    name: str
-    path: Path
-    bytes: int
-    seconds: float  # that the building took, now or then
-    skipped: bool  # it was fresh
-    profiles: int
-    warnings: tuple[str, ...]
-
-
-OnStep: TypeAlias = Callable[[BuildStep], None]
-
-
-class Job(NamedTuple):
-    """One engine to be built."""
-
-    name: str
-    onnx: Path
-    source_sha256: str
-    weight_bytes: int  # of the ONNX file and its data
-    profiles: tuple[Profile, ...]
-
-    def engine_bytes(self, kind: Kind) -> int:
-        """Estimate the engine's size: TensorRT-RTX stores the weights once a profile."""
-        return self.weight_bytes * (len(self.profiles) if kind == "tensorrt-rtx" else 1)
-
-
-@dataclass(frozen=True)
-class BuildPlan:
-    """All that is known before anything is built."""
-
-    bundle: Bundle
-    options: BuildOptions
-    folder: EngineFolder
-    form: LlmForm
-    sizes: Sizes
-    jobs: tuple[Job, ...]
-    fresh: tuple[EngineState, ...]
 
 
 def build_engines(
