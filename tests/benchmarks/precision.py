@@ -4,7 +4,7 @@
 
 Speed and size are of a 0.5B LLM with random weights, in the form that a bundle's CPU runs, on one
 thread; answers are those of the demo VLMs. Beside them stands what the export compared: how far
-each graph is from the checkpoint in float32. Graphs and bundles are made where they are missing.
+each graph is from the checkpoint's own code. Graphs and bundles are made where they are missing.
 Writes docs/results/precision.json and precision.md; parts that are not asked for stay.
 """
 

@@ -69,7 +69,9 @@ def answer_lines(answers: dict[str, Any]) -> list[str]:
         "",
         "Each graph against the checkpoint in float32, as every export compares it: the least "
         "cosine of all cases, and in brackets the largest difference as a share of the largest "
-        "value (1 where that is less). bf16 is computed in float32 from weights that were rounded.",
+        "value (1 where that is less). The LLM in int8 and int4 stands beside the checkpoint with "
+        "weights that were rounded alike: what rounding itself changes is in the answers above. "
+        "bf16 is computed in float32 from weights that were rounded.",
         "",
         f"| demo | precision | {' | '.join(GRAPHS)} |",
         "|---|---|" + "---|" * len(GRAPHS),
