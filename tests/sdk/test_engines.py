@@ -128,8 +128,10 @@ def test_another_form_of_the_llm_lies_beside_and_is_found(
     assert find_engines(bundle, "tensorrt", "portable").form.form == "portable"
     with pytest.raises(EnginesStale, match=r"tokprune build .*--engine tensorrt --llm-form trt$"):
         find_engines(bundle, "tensorrt", "trt")
+    assert {engine.as_json()["llm_form"] for engine in list_engines(bundle)} == {"portable"}
     build_engines(bundle, TRT)
     assert find_engines(bundle, "tensorrt").form.form == "trt"
+    assert [engine.llm_form for engine in list_engines(bundle)] == [None] * 4 + ["portable"] * 4
     assert find_engines(bundle, "tensorrt", "portable").form.form == "portable"
     builder.built.clear()
     assert all(engine.skipped for engine in build_engines(bundle, portable))

@@ -35,7 +35,7 @@ def _engines(states: list[EngineState]) -> Table:
     for engine in states:
         table.add_row(
             engine.name,
-            f"{engine.target} {engine.kind} {engine.version}",
+            " ".join(filter(None, (engine.target, engine.kind, engine.version, engine.llm_form))),
             "" if engine.bytes is None else str(engine.bytes),
             _coloured(engine.state),
             engine.reason or "",

@@ -41,6 +41,7 @@ class EngineState:
     reason: str | None  # why it is not fresh
     bytes: int | None
     side_car: Any = None  # tokprune_runtimes.trt_build.SideCar of a fresh one
+    llm_form: str | None = None  # where its folder is of another than the version takes by itself
 
     def as_json(self) -> dict[str, Any]:
         """Return what `--json` prints. Keys are only ever added."""
@@ -50,6 +51,7 @@ class EngineState:
             "engine": self.kind,
             "version": self.version,
             "sm": self.target,
+            "llm_form": self.llm_form,
             "state": self.state,
             "reason": self.reason,
             "bytes": self.bytes,
@@ -239,7 +241,7 @@ def _states_or_fault(bundle: Bundle, folder: EngineFolder, sm: str | None) -> li
         return engine_states(bundle, folder, sm)
     except BackendUnavailable as error:  # the bundle has no LLM for this engine
         place = (folder.path, folder.kind, folder.version, folder.target)
-        return [EngineState("llm", *place, "stale", str(error), None)]
+        return [EngineState("llm", *place, "stale", str(error), None, llm_form=folder.form)]
 
 
 def _suiting(bundle: Bundle, kind: Kind, sm: str) -> Iterator[EngineFolder]:
@@ -269,9 +271,8 @@ def _state(wanted: Wanted, name: str, spec: GraphSpec) -> EngineState:
         missing = error.code.endswith(".missing")
         state = "missing" if missing else "stale"
         reason = f"{path.name} is missing" if missing else str(error)
-    return EngineState(
-        name, path, folder.kind, folder.version, folder.target, state, reason, size, side_car
-    )
+    place = (folder.kind, folder.version, folder.target)
+    return EngineState(name, path, *place, state, reason, size, side_car, folder.form)
 
 
 def _checked(wanted: Wanted, path: Path, spec: GraphSpec) -> tuple[Freshness, str | None, Any]:
