@@ -21,7 +21,8 @@ def main() -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     engines = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(sys.argv[1], options, providers=engines)
+    given = [(engines[0], {"use_tf32": "0"}), engines[1]]  # as tokprune_runtimes.ort does
+    session = onnxruntime.InferenceSession(sys.argv[1], options, providers=given)
     if session.get_providers() != engines:
         raise SystemExit(f"The CUDA engine was not loaded: {session.get_providers()}")
     nodes = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from setting import FAMILIES, Row, Setting, Skipped, case
+from setting import FAMILIES, Row, Setting, Skipped, case, each_bundle
 
 from tokprune.budgets import KeepCount
 from tokprune.scenes.suite import Sample, suite
@@ -67,12 +67,7 @@ def sweep(setting: Setting) -> Iterator[Row]:
     Each must keep as many as was asked for. Texts are held against the CPU's: in float32 each must
     be the same, of a narrower precision the share that stands in LEAST_SWEPT.
     """
-    for family in FAMILIES:
-        for precision in setting.precisions:
-            yield from case(
-                {"family": family, "precision": precision},
-                lambda family=family, precision=precision: _swept(setting, family, precision),
-            )
+    yield from each_bundle(setting, _swept)
 
 
 def _swept(setting: Setting, family: str, precision: str) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absence import TENSORRT
-from setting import FAMILIES, Row, Setting, Skipped, case, cuda_runtime
+from setting import Row, Setting, Skipped, cuda_runtime, each_bundle
 
 from tokprune.llm import Access, LanguageModel
 from tokprune.model import Model
@@ -119,12 +119,7 @@ def host_copies(setting: Setting) -> Iterator[Row]:
     """Yield, for every family and precision, whether a decode step takes the cache to the host."""
     if setting.engine == "cpu":
         raise Skipped("This is about what crosses between host and GPU")
-    for family in FAMILIES:
-        for precision in setting.precisions:
-            yield from case(
-                {"family": family, "precision": precision},
-                lambda family=family, precision=precision: _copies(setting, family, precision),
-            )
+    yield from each_bundle(setting, _copies)
 
 
 def _copies(setting: Setting, family: str, precision: str) -> Iterator[Row]:

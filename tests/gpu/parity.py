@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from setting import FAMILIES, Row, Setting, case
+from setting import Row, Setting, each_bundle
 
 from tokprune.llm import Access, Continuation
 from tokprune.model import Model
@@ -46,12 +46,7 @@ class Inputs(NamedTuple):
 
 def graph_parity(setting: Setting) -> Iterator[Row]:
     """Yield cosine and largest difference of every graph's outputs, by family and precision."""
-    for family in FAMILIES:
-        for precision in setting.precisions:
-            yield from case(
-                {"family": family, "precision": precision},
-                lambda family=family, precision=precision: _graphs(setting, family, precision),
-            )
+    yield from each_bundle(setting, _graphs)
 
 
 def _graphs(setting: Setting, family: str, precision: str) -> Iterator[Row]:

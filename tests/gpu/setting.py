@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -121,6 +121,16 @@ def case(about: Row, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
         yield {**about, "skipped": str(reason)}
     except Exception as error:  # whatever it was, it is a finding
         yield {**about, "failed": "".join(traceback.format_exception(error)), "ok": False}
+
+
+def each_bundle(
+    setting: Setting, rows: Callable[[Setting, str, str], Iterable[Row]]
+) -> Iterator[Row]:
+    """Yield the rows of every family and precision, each a case of its own."""
+    for family in FAMILIES:
+        for precision in setting.precisions:
+            about = {"family": family, "precision": precision}
+            yield from case(about, partial(rows, setting, family, precision))
 
 
 def endless(model: Model) -> VLM:

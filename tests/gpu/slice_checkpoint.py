@@ -31,7 +31,7 @@ SLICES = {
 def write_slice(folder: Path, size: Size, layers: int) -> None:
     """Write a random checkpoint with so many decoder layers and a vision encoder of one layer.
 
-    Its scorer is random too: it costs what a trained one does.
+    Its scorer is random too, of the kind that is trained by default: it costs what such a one does.
 
     Raises:
         Skipped: torch or transformers are not here.
@@ -40,7 +40,8 @@ def write_slice(folder: Path, size: Size, layers: int) -> None:
         from real_checkpoints import change_settings, write_random
         from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-        from tokprune_export.scorers import GridScorer, Scorer, Size, save_scorer
+        from tokprune_export.scorers import AskedScorer, Scorer, save_scorer
+        from tokprune_export.scorers import Size as ScorerSize
     except ImportError as error:
         raise Skipped(f"The slices need torch and transformers to be made: {error}") from None
 
@@ -71,10 +72,10 @@ def write_slice(folder: Path, size: Size, layers: int) -> None:
     write_random("qwen2_vl", folder, Qwen2VLForConditionalGeneration, config)
     pixels = {"shortest_edge": 3136, "longest_edge": SIZE_HW[0] * SIZE_HW[1]}
     change_settings(folder / "preprocessor_config.json", size=pixels)
-    scorer = Scorer(GridScorer(size.heads), "grid", ("picture",), {}, {})
-    save_scorer(
-        folder / "scorer.safetensors", scorer, Size(size.heads, size.hidden), {"model": "random"}
-    )
+    network = AskedScorer(size.heads, size.hidden)
+    scorer = Scorer(network, "asked", ("picture",), {}, {})
+    of_size = ScorerSize(size.heads, size.hidden)
+    save_scorer(folder / "scorer.safetensors", scorer, of_size, {"model": "random"})
 
 
 def flops(size: Size, rows: float) -> float:

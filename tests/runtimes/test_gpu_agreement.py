@@ -7,6 +7,7 @@ import agreement
 import numpy as np
 import parity
 import pytest
+import setting
 from parity import RULES, Rule, compare
 from setting import Row, Skipped
 from stub_model import Stub, StubGraph, a_model, a_picture
@@ -67,6 +68,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (agreement, parity):
         monkeypatch.setattr(module, "suite", suite)
+    for module in (agreement, setting):
         monkeypatch.setattr(module, "FAMILIES", ("qwen2_vl",))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import copies
 import numpy as np
 import pytest
+import setting
 from copies import (
     Metered,
     Placed,
@@ -156,7 +157,7 @@ def a_setting(engine: str, model: Any) -> Any:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = SimpleNamespace(pictures=(a_picture(),), question="what is it?")
     monkeypatch.setattr(copies, "suite", lambda split, count, tokens: iter([sample]))
-    monkeypatch.setattr(copies, "FAMILIES", ("qwen2_vl",))
+    monkeypatch.setattr(setting, "FAMILIES", ("qwen2_vl",))
 
 
 @pytest.mark.usefixtures("drawn")

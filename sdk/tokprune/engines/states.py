@@ -58,7 +58,7 @@ class EngineState:
         }
 
 
-class Wanted(NamedTuple):
+class Check(NamedTuple):
     """What the engines of a folder must fit."""
 
     bundle: Bundle
@@ -170,8 +170,8 @@ def engine_states(
     """
     form = form or engine_form(bundle, folder.kind, folder.version, folder.form)
     specs = engine_specs(bundle.manifest, form)
-    wanted = Wanted(bundle, folder, sm, content)
-    return [_state(wanted, name, specs[name]) for name in ENGINE_NAMES]
+    check = Check(bundle, folder, sm, content)
+    return [_state(check, name, specs[name]) for name in ENGINE_NAMES]
 
 
 def list_engines(bundle: Bundle) -> list[EngineState]:
@@ -201,7 +201,7 @@ def find_engines(bundle: Bundle, kind: Kind, form: str | None = None) -> Engines
         version = str(builder.engine_version(kind))
     except EngineUnavailable as error:
         raise BackendUnavailable(str(error)) from None
-    engine_form(bundle, kind, version, form)  # there is one
+    engine_form(bundle, kind, version, form)  # raises where the bundle has none
     sm = builder.device_sm()
     if sm is None:
         raise BackendUnavailable(
@@ -258,15 +258,15 @@ def _suiting(bundle: Bundle, kind: Kind, sm: str) -> Iterator[EngineFolder]:
     yield from sorted(folders, key=lambda each: (each.form is not None, len(each.sm) or many))
 
 
-def _state(wanted: Wanted, name: str, spec: GraphSpec) -> EngineState:
-    folder = wanted.folder
+def _state(check: Check, name: str, spec: GraphSpec) -> EngineState:
+    folder = check.folder
     path = folder.engine(name)
     size: int | None = None
     side_car: Any = None
     try:
         with opened_folder(folder.path) as root, opened_file(root, path.name) as descriptor:
             size = os.fstat(descriptor).st_size
-        state, reason, side_car = _checked(wanted, path, spec)
+        state, reason, side_car = _checked(check, path, spec)
     except BundleInvalid as error:  # it is not there, or no plain file
         missing = error.code.endswith(".missing")
         state = "missing" if missing else "stale"
@@ -275,11 +275,11 @@ def _state(wanted: Wanted, name: str, spec: GraphSpec) -> EngineState:
     return EngineState(name, path, *place, state, reason, size, side_car, folder.form)
 
 
-def _checked(wanted: Wanted, path: Path, spec: GraphSpec) -> tuple[Freshness, str | None, Any]:
+def _checked(check: Check, path: Path, spec: GraphSpec) -> tuple[Freshness, str | None, Any]:
     try:
-        source = source_sha256(wanted.bundle, spec)
+        source = source_sha256(check.bundle, spec)
         side_car = trt_build().check_side_car(
-            path, wanted.folder.kind, source, wanted.sm, content=wanted.content
+            path, check.folder.kind, source, check.sm, content=check.content
         )
         return "fresh", None, side_car
     except EngineStale as error:
