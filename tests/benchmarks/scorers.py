@@ -74,6 +74,8 @@ class Options:
     seeds: int = 3
     cases: tuple[str, ...] = tuple(f"{arch}, {loss}" for arch, loss in CASES)
     """Which networks and losses."""
+    limit: int | None = None
+    """Train on the first so many questions of the file: its pictures come before its videos."""
 
 
 class Asked(NamedTuple):
@@ -93,8 +95,9 @@ def train(options: Options) -> dict[str, Path]:
             command = [sys.executable, "-m", "tokprune_export.train", str(options.checkpoint)]
             asked = ("--scorer-arch", arch, "--loss", loss, "--seed", str(seed))
             cache = ("--cache", str(options.cache or options.work / "labels"))
-            given = (str(options.data), str(path))
-            subprocess.run([*command, *given, *asked, *cache], check=True)
+            given = (str(options.data), str(path), "--glances", "0")  # the same for all networks
+            limit = () if options.limit is None else ("--limit", str(options.limit))
+            subprocess.run([*command, *given, *asked, *cache, *limit], check=True)
     return files
 
 

@@ -81,6 +81,8 @@ def test_the_page_starts_on_a_fake_camera_and_shows_its_frames(
     until(tab, f"document.querySelector('#live').dataset.number > {first + 5}")
     assert text(tab, "#state") == "LIVE"
     assert float(text(tab, "#live-age").removesuffix(" s")) < 1
+    # The camera's status comes on its own, and its first may be older than the first picture.
+    until(tab, "document.querySelector('#live-size').textContent")
     assert text(tab, "#live-size").split()[::2] == ["448", "336"]
     assert "fake://scenes" in text(tab, "#live-about")
     assert tab.evaluate("document.querySelector('#live').width") == 448
