@@ -53,8 +53,8 @@ class Ask:
     picture with crops globalcom2. Of videos: evs, vidcom2, ts-llava."""
     encode: str = "full"
     """What the vision encoder is shown: everything (full), a part and then what the question points
-    to (lazy, lazy:2, coarse, coarse:2), nothing twice (repeats, repeats:0.02); auto: lazy for
-    crops."""
+    to (lazy, lazy:2, lazy:0.9, coarse, coarse:2), nothing twice (repeats, repeats:0.02); auto: lazy
+    for crops."""
     max_new_tokens: int = 128
     """Bound of the answer's length."""
     system: str | None = None

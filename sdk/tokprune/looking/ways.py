@@ -9,7 +9,7 @@ from tokprune.budgets import Auto, Deadline
 from tokprune.errors import RequestInvalid, unknown
 from tokprune.looking.coarse import TIMES, Coarse, Small
 from tokprune.looking.following import Follow, Following
-from tokprune.looking.lazy import NO_SCORES, Lazy, left_for_later
+from tokprune.looking.lazy import ENOUGH, NO_SCORES, Lazy, left_for_later
 from tokprune.looking.look import FULL, Asked, Looking
 from tokprune.looking.parts import units_of
 from tokprune.looking.repeats import Repeats
@@ -20,6 +20,7 @@ Encode: TypeAlias = Literal["full", "lazy", "coarse", "repeats", "auto"]
 ENCODES: tuple[Encode, ...] = get_args(Encode)
 _EXPECTED = (
     f"expected one of {', '.join(ENCODES)}, or 'lazy:2' (crops and frames of the second look), or "
+    "'lazy:0.9' (as many as hold that share of what is expected), or "
     "'coarse:2' (tokens encoded in full for each that is kept), or 'repeats:0.02' (by how much "
     "pixels may differ), or of a stream tokprune.Following(within=8)"
 )
@@ -54,6 +55,7 @@ class Way(NamedTuple):
 
     name: Encode | Literal["follow"]
     most: int | None = None  # of lazy: crops and frames of the second look
+    share: float = ENOUGH  # of lazy: of what is expected, that those hold
     tau: float = 0.0  # of repeats
     times: float = TIMES  # of coarse: tokens encoded in full for each that is kept
     follow: Following | None = None
@@ -82,6 +84,8 @@ def way_of(given: object) -> Way:
         return Way(name)
     if name == "lazy" and re.fullmatch(r"[1-9]\d{0,5}", number):
         return Way(name, most=int(number))
+    if name == "lazy" and re.fullmatch(r"[01]\.\d{1,6}", number) and 0 < float(number) <= 1:
+        return Way(name, share=float(number))
     if name == "coarse" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) >= 1:
         return Way(name, times=float(number))
     if name == "repeats" and re.fullmatch(r"\d(\.\d+)?", number) and float(number) <= _LARGEST_TAU:
@@ -165,7 +169,7 @@ def looking_of(
         case "full":
             return "full", FULL
         case "lazy":
-            return "lazy", Lazy(way.most)
+            return "lazy", Lazy(way.most, share=way.share)
         case "repeats":
             return "repeats", Repeats(ways.cut, way.tau)
         case "coarse":

@@ -37,9 +37,9 @@ class AskOptions(TypedDict, total=False):
     encode: str | Following
     """What of the pictures the vision encoder is shown (tokprune.looking): "full" (the default),
     "lazy" (whole pictures and some frames, then crops and frames where the question points;
-    "lazy:2": two of them at most), "coarse" (half the size, then what matters in full; "coarse:2":
-    twice as much as is kept), "repeats" (nothing twice; "repeats:0.02": nor what differs by no
-    more) or "auto"; or a `Following`, for a stream of pictures. The answer says what was done."""
+    "lazy:2": two of them at most; "lazy:0.9": all that hold 0.9 of what is expected of them),
+    "coarse" (half the size, then what matters in full; "coarse:2": twice as much as is kept),
+    "repeats" (nothing twice; "repeats:0.02": nor what differs by no more) or "auto"; or a `Following`, for a stream of pictures. The answer says what was done."""
 
 
 @dataclass(frozen=True)

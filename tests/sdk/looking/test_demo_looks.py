@@ -89,7 +89,7 @@ def test_all_crops_give_the_answer_of_the_full_look(demo_bundles: Bundles) -> No
 def test_some_frames_of_a_video_are_never_encoded(demo_bundles: Bundles, family: str) -> None:
     (sample,) = film_suite("dev", 1, frames=16, questions=1)
     vlm, recorder = recording(demo_bundles(family))
-    answer = vlm.ask(sample.clip, sample.question, 0.1, encode="lazy", max_new_tokens=1)
+    answer = vlm.ask(sample.clip, sample.question, 0.1, encode="lazy:2", max_new_tokens=1)
     frames = {region.frame for region in answer.regions}
     assert 0 < len(recorder.runs) < len(frames)
     assert answer.encoded < answer.total

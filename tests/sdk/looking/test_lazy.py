@@ -59,11 +59,20 @@ def test_the_whole_picture_comes_first_and_then_the_crop_that_matters() -> None:
     assert second.budget == KeepCount(20)
 
 
-@pytest.mark.parametrize(("count", "crops"), [(5, 1), (16, 1), (40, 3), (100, 7), (140, 8)])
-def test_there_are_as_many_crops_as_the_budget_can_use(count: int, crops: int) -> None:
-    even = np.linspace(1, 2, SIDE**2)
-    _, second = looked(Lazy(), asked(KeepCount(count), picture()), even)
-    assert len(second.media[0].calls) == 1 + crops
+@pytest.mark.parametrize("steepness", [0.0, 0.3, 0.6, 1.0, 3.0])
+def test_there_are_as_many_crops_as_hold_what_is_expected(steepness: float) -> None:
+    row = np.exp(-steepness * np.arange(SIDE))  # most of it at the top left corner
+    _, second = looked(Lazy(), asked(KeepCount(5), picture()), np.outer(row, row).ravel())
+    line = np.repeat(row, 3).reshape(3, SIDE).sum(axis=1)  # three crops of SIDE tokens beside
+    worth = np.sort(np.outer(line, line).ravel())[::-1]
+    held = np.cumsum(worth) / worth.sum()
+    wanted = 1 + int((held < 0.85 - 1e-6).sum())
+    assert len(second.media[0].calls) == 1 + wanted
+
+
+@pytest.mark.parametrize("count", [40, 100, 140])
+def test_there_are_as_many_crops_as_the_budget_can_use(count: int) -> None:
+    _, second = looked(Lazy(), asked(KeepCount(count), picture()), at_corner())
     assert len(second.places if second.places is not None else ()) >= count
 
 
@@ -90,12 +99,35 @@ def test_no_more_crops_than_were_asked_for() -> None:
     assert "2 of 9" in second.reason
 
 
+@pytest.mark.parametrize(("share", "crops"), [(0.1, 1), (0.5, 5), (0.9, 9), (1.0, 9)])
+@pytest.mark.parametrize("budget", [KeepCount(10), KeepMass(0.5)])
+def test_a_share_of_what_is_expected_is_held_whatever_the_budget_keeps(
+    budget: KeepCount | KeepMass, share: float, crops: int
+) -> None:
+    _, second = looked(Lazy(share=share), asked(budget, picture()), np.ones(SIDE**2))
+    assert len(second.media[0].calls) == 1 + crops
+    _, second = looked(Lazy(share=share), asked(budget, picture()), at_corner())
+    assert len(second.media[0].calls) == 1 + 1  # all of it is expected there
+
+
+def test_a_small_share_leaves_enough_to_choose_from() -> None:
+    _, second = looked(Lazy(share=0.01), asked(KeepCount(100), picture()), np.ones(SIDE**2))
+    assert second.places is not None
+    assert len(second.places) >= 100
+
+
+def test_a_share_gives_way_to_time() -> None:
+    lazy = Lazy(share=0.9, room=lambda pixels, tokens, before, wanted: min(wanted, 2))
+    _, second = looked(lazy, asked(KeepCount(10), picture()), np.ones(SIDE**2))
+    assert len(second.media[0].calls) == 1 + 2
+
+
 def test_a_budget_that_asks_for_mass_gets_the_crops_that_hold_it() -> None:
     given = asked(KeepMass(0.9), picture())
     _, second = looked(Lazy(), given, at_corner())
     assert len(second.media[0].calls) == 2
     _, second = looked(Lazy(), given, np.ones(SIDE**2))
-    assert len(second.media[0].calls) == 1 + 7  # three quarters of nine
+    assert len(second.media[0].calls) == 1 + 8  # 0.85 of nine
     assert second.budget == KeepMass(0.9)
 
 
@@ -160,7 +192,7 @@ def a_clip(frames: int = 9) -> Clip:
 def test_an_answer_says_what_was_encoded_and_keeps_its_numbering() -> None:
     stub, spy = Stub(), Spying()
     with a_vlm(stub) as vlm:
-        answer = vlm.ask(a_clip(), "what is it?", 30, spy, encode="lazy")
+        answer = vlm.ask(a_clip(), "what is it?", 30, spy, encode="lazy:3")
     cells = 24
     assert spy.seen[0] == 3 * cells
     assert answer.encode == "lazy"
@@ -177,7 +209,8 @@ def test_an_answer_says_what_was_encoded_and_keeps_its_numbering() -> None:
 def test_an_answer_from_some_frames_is_the_one_from_a_clip_whose_kept_tokens_are_the_same() -> None:
     # Embeddings, positions and text of what enters the LLM are equal, so the answers are.
     with a_vlm(Stub()) as vlm:
-        lazy = vlm.ask(a_clip(), "what is it?", 30, "attention", encode="lazy")
+        lazy = vlm.ask(a_clip(), "what is it?", 30, "attention", encode="lazy:3")
+        assert lazy.encoded < lazy.total
 
         def same(prompt: Prompt, vision: VisionTokens, first: First) -> Ranking:
             return Ranking(lambda k: lazy.selection.keep[:k])

@@ -16,6 +16,8 @@ from tokprune.looking import ENCODES, Way, Ways, looking_of, stream_way, way_of
     [
         *((name, Way(name)) for name in ENCODES),
         ("lazy:3", Way("lazy", most=3)),
+        ("lazy:0.9", Way("lazy", share=0.9)),
+        ("lazy:1.0", Way("lazy", share=1.0)),
         ("coarse:2", Way("coarse", times=2.0)),
         ("repeats:0.05", Way("repeats", tau=0.05)),
         ("repeats:0", Way("repeats", tau=0.0)),
@@ -26,7 +28,11 @@ def test_ways_are_read_as_they_are_written(text: str, way: Way) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["lazy:0", "lazy:", "lazy:1.5", "full:2", "repeats:-1", "repeats:9", "coarse:0.5"]
+    "text",
+    [
+        *("lazy:0", "lazy:", "lazy:1.5", "lazy:0.0", "lazy:.9", "lazy:-0.5", "full:2"),
+        *("repeats:-1", "repeats:9", "coarse:0.5"),
+    ],
 )
 def test_a_number_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(RequestInvalid, match="'lazy:2'"):
