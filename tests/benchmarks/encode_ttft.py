@@ -66,8 +66,9 @@ MODELS: dict[str, Model] = {
         real_checkpoints.write_llava_onevision,
         (1152, 1152),  # nine crops, and the whole
         (364, 729, 1458, 1841),
-        ("full", "lazy:1", "lazy:2", "lazy"),
-        {("lazy:1", 364): 4.0, ("lazy", 1841): 2.0},
+        # How many crops "lazy" takes is up to the relevance, and random weights have none.
+        ("full", "lazy:1", "lazy:2", "lazy:3"),
+        {("lazy:1", 364): 4.0, ("lazy:2", 1841): 2.0},
         9,
         crops=(1, 2, 3, 5),
         crops_kept=(364, 729, 1458),
