@@ -66,7 +66,7 @@ class Crew(NamedTuple):
                 if left:
                     yield Ask(task, left)
                 else:
-                    shown.advance()
+                    shown.pass_over()
 
         try:
             for record in self._answered(work, missing()):
