@@ -11,6 +11,7 @@ question, for tables; other keys are not read. An evaluation can do without answ
 one.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image as Pillow
 
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Modality
+from tokprune.pictures import MAX_PIXELS, load_picture
 from tokprune.timeline import Wanted
 from tokprune_export.errors import placed
 from tokprune_export.media import FrameFiles, Source, VideoFile, identity, modality
@@ -79,14 +81,16 @@ def read_examples(
 
     Raises:
         RequestInvalid: the file is missing or empty, or a line is bad; says which line and why.
-        PictureInvalid: so does this, of a video that cannot be decoded.
+        PictureInvalid: so does this, of a video that cannot be decoded or a picture that is too
+            large.
         BackendUnavailable: there is a video file, and PyAV is not installed.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise RequestInvalid(f"Cannot read {path}: {error.strerror or error}") from None
-    lines = [(n, line) for n, line in enumerate(data.splitlines(), start=1) if line.strip()]
+    whole = data.removeprefix(BOM_UTF8)
+    lines = [(n, line) for n, line in enumerate(whole.splitlines(), start=1) if line.strip()]
     examples = [_example(line, number, path) for number, line in lines[:limit]]
     if not examples:
         raise RequestInvalid(f"{path} holds no examples: give one JSON object a line")
@@ -159,11 +163,15 @@ def _check(source: Source) -> None:
         identity(source)
         return
     try:
-        with Pillow.open(source, formats=("JPEG", "PNG", "WEBP")):  # what load_picture reads
-            return
-    except (OSError, ValueError) as error:  # Pillow's own errors are both
+        with Pillow.open(source, formats=("JPEG", "PNG", "WEBP")) as picture:  # as load_picture
+            pixels = picture.width * picture.height
+    except Pillow.DecompressionBombError:
+        pixels = MAX_PIXELS + 1
+    except (OSError, ValueError) as error:  # Pillow's other errors are both
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RequestInvalid(f"{source}: {reason}") from None
+    if pixels > MAX_PIXELS:
+        load_picture(source)  # says why not
 
 
 def _once(check: Callable[[Source], None]) -> Callable[[Source], None]:

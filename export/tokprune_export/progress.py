@@ -22,7 +22,7 @@ class Counting:
         self._console = Console(stderr=True, quiet=not shown)
         self._what = what
         self._total = total
-        self._done = 0
+        self._done = self._known = 0
         self._started = self._logged = monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -43,6 +43,11 @@ class Counting:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def pass_over(self) -> None:
+        """Count what was finished before: it tells nothing of the time that is left."""
+        self._known += 1
+        self.advance()
+
     def advance(self, count: int = 1, note: str = "") -> None:
         """Add finished work; `note` says more about it."""
         self._done += count
@@ -52,7 +57,7 @@ class Counting:
         if due and not self._console.is_terminal:
             self._logged = now
             elapsed = now - self._started
-            left = elapsed * (self._total - self._done) / max(self._done, 1)
+            left = elapsed * (self._total - self._done) / max(self._done - self._known, 1)
             self._console.print(
                 f"{self._what}: {self._done}/{self._total}, {elapsed:.0f} s, {left:.0f} s left"
                 + (f", {note}" if note else ""),

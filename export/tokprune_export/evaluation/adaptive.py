@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 
 from tokprune.budgets import KeepRatio
 from tokprune.types import Array
-from tokprune_export.evaluation.cells import AGREEMENT, Cell
+from tokprune_export.evaluation.cells import AGREEMENT, Cell, row_name
 from tokprune_export.evaluation.options import is_fixed, spelled
 from tokprune_export.evaluation.record import Record
 
@@ -30,7 +30,7 @@ def matched(
         given = [records[key].cells[cell.key] for key in keys]
         if any(one.refused for one in given):
             continue
-        name = cell.name.partition("/")[0]  # the seeds of `random` keep as many
+        name = row_name(cell.name)  # the seeds of `random` keep as many
         kept = np.asarray([one.kept for one in given], np.float64)
         found[f"{name}@{cell.budget}"] = {
             "name": name,

@@ -70,11 +70,15 @@ class Resampled:
         return _estimate(self._means[first] - self._means[second], drawn)
 
     def ratio(self, part: int, whole: int) -> Estimate:
-        """Return a mean as a share of another; nan where that is 0."""
+        """Return a mean as a share of another; nan where that is 0.
+
+        Resamples in which the other is 0 have no share, and are left out of the interval.
+        """
         if not self._means[whole] > 0:
             return Estimate(np.nan, np.nan, np.nan)
-        below = np.maximum(self._drawn[:, whole], np.float32(1e-9))
-        return _estimate(self._means[part] / self._means[whole], self._drawn[:, part] / below)
+        there = self._drawn[:, whole] > 0
+        drawn = self._drawn[there, part] / self._drawn[there, whole]
+        return _estimate(self._means[part] / self._means[whole], drawn)
 
 
 def _estimate(mean: float, drawn: Float[Array, " b"]) -> Estimate:

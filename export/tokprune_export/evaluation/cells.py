@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tokprune.selectors import LEARNED, SELECTORS
 from tokprune_export.evaluation.encoding import row_of, rows_of
-from tokprune_export.evaluation.options import is_fixed
+from tokprune_export.evaluation.options import is_fixed, is_timed
 
 FULL, RANDOM, DOWNSAMPLE, ORACLE = "full", "random", "downsample", "oracle"
 SEEDS = (0, 1, 2)
@@ -51,6 +51,7 @@ class Plan:
     downsample: bool = True
     twins: bool = True
     ways: tuple[str, ...] = ()  # to look at the pictures, beside the whole ones
+    device: str = ""  # digest of how fast it was measured to be, where a budget looks at the clock
 
     @property
     def looked(self) -> tuple[str, ...]:
@@ -105,7 +106,8 @@ class Plan:
             digest = digests.get(name, "")
             fixed = name == DOWNSAMPLE or row_of(name) is not None
             possible = [b for b in budgets if not fixed or is_fixed(b)]
-            found += [Cell(each, b, digest) for each in seeded(name) for b in possible]
+            own = {b: digest + self.device * is_timed(b) for b in possible}
+            found += [Cell(each, b, own[b]) for each in seeded(name) for b in possible]
             if self.oracle and _scores(name):
                 found.append(Cell(name, AGREEMENT, self.oracle + digest))
         return list(dict.fromkeys(found))
@@ -114,6 +116,11 @@ class Plan:
 def seeded(name: str) -> Iterator[str]:
     """Return the names under which a row of the tables is asked."""
     yield from (f"{RANDOM}/{seed}" for seed in SEEDS) if name == RANDOM else (name,)
+
+
+def row_name(name: str) -> str:
+    """Return the row of the tables under which what was asked by this name stands."""
+    return RANDOM if name in seeded(RANDOM) else name
 
 
 def _scores(name: str) -> bool:

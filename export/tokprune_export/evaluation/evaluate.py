@@ -154,12 +154,17 @@ def _latency(inquiry: Inquiry, vlm: VLM, path: Path) -> Results | None:
         return None
     plan = inquiry.plan
     cells = timed_cells(plan.selectors, plan.looked, inquiry.budgets, downsample=plan.downsample)
-    wanted = {"machine": machine(), "questions": count, "asked": [cell.key for cell in cells]}
+    chosen = list(islice(tasks(inquiry.suite, count), count))
+    wanted = {
+        "machine": machine(),
+        "questions": count,
+        "keys": [task.key for task in chosen],
+        "asked": [cell.key for cell in cells],
+    }
     known: Results = json.loads(path.read_bytes()) if path.exists() else {}
     if {name: known.get(name) for name in wanted} == wanted:
         return known
     with Counting("timed questions", count + 1) as counting:
-        chosen = list(islice(tasks(inquiry.suite, count), count))
         made = {**wanted, "cells": measure(vlm, chosen, cells, counting.advance)}
     atomic_write(path, json.dumps(made).encode())
     return made

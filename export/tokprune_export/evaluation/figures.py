@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -18,6 +19,7 @@ from tokprune_export.evaluation.cells import (
     UNPRUNED,
     WITHOUT_PRUNING,
     Cell,
+    row_name,
     seeded,
 )
 from tokprune_export.evaluation.record import Given, Record
@@ -45,9 +47,12 @@ class Column(NamedTuple):
 
 
 def same(answer: str, known: str) -> bool:
-    """Whether answers are the same, but for case, spaces at the ends and a final full stop."""
+    """Whether answers are the same, but for case, spaces at the ends and a final full stop.
+
+    Letters with accents are the same however they are encoded, as one character or as two.
+    """
     first, second = (text.strip().casefold().removesuffix(".") for text in (answer, known))
-    return first == second
+    return normalize("NFC", first) == normalize("NFC", second)
 
 
 def parts_of(questions: Sequence[Question]) -> dict[str, Bool[Array, " m"]]:
@@ -85,8 +90,7 @@ class Answered:
         self._given = [records[question.key].cells for question in questions]
         self._full = [given[reference.key].text for given in self._given]
         self._keys = {(cell.name, cell.budget): cell.key for cell in cells}
-        names = (cell.name.partition("/")[0] for cell in cells)
-        columns = (Column(n, c.budget) for n, c in zip(names, cells, strict=True))
+        columns = (Column(row_name(cell.name), cell.budget) for cell in cells)
         self.columns = list(dict.fromkeys(columns))
         self.right = self._table(lambda given, question, _: same(given.text, question.answer))
         self.loyal = self._table(lambda given, _, full: same(given.text, full))
@@ -182,7 +186,9 @@ def figures(
 
 def worst(by_part: Mapping[str, Any], groups: Sequence[str]) -> tuple[str, float] | None:
     """Return the group that keeps the smallest share of its accuracy (without labels: loyalty)."""
-    figure = "loyalty" if by_part[WHOLE]["accuracy"] is None else "retention"
+    # A group that could not be asked leaves no figure over all; the others have theirs.
+    labelled = any(by_part[part]["accuracy"] is not None for part in (WHOLE, *groups))
+    figure = "retention" if labelled else "loyalty"
     found = {group: by_part[group][figure] for group in groups}
     shares = {group: share["mean"] for group, share in found.items() if share is not None}
     return min(shares.items(), key=lambda pair: pair[1]) if shares else None

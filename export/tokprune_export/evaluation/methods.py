@@ -38,7 +38,8 @@ def chosen(
     Raises:
         RequestInvalid: no selector has that name, or it cannot be asked.
     """
-    reasons = {name: lacking(name, model, modalities) for name in names or SELECTORS}
+    table = SELECTORS if names is None else names
+    reasons = {name: lacking(name, model, modalities) for name in table}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     if names is not None and refused:
         name, reason = next(iter(refused.items()))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tyro
 
 from tokprune.budgets import (
@@ -127,21 +128,35 @@ def spelled(budget: Budget) -> str:
     """Return a budget as text that stands for it in files and tables."""
     match budget:
         case KeepRatio():
-            share = f"{budget.ratio:g}"
-            return share if "." in share else f"{share}.0"
+            return _decimal(budget.ratio)
         case KeepCount():
             return str(budget.count)
         case KeepMass():
-            return f"mass:{budget.p:g}"
+            return f"mass:{_decimal(budget.p)}"
         case Deadline():
-            return f"ttft:{budget.ttft_ms:g}ms"
+            return f"ttft:{_shortest(budget.ttft_ms)}ms"
         case Auto():
-            return f"auto:{budget.ttft_ms:g}ms"
+            return f"auto:{_shortest(budget.ttft_ms)}ms"
+
+
+def _decimal(number: float) -> str:
+    """Write a number with a decimal point, without an exponent and to its last digit."""
+    return np.format_float_positional(number, trim="0")
+
+
+def _shortest(number: float) -> str:
+    """Write a number without an exponent, a whole one without a decimal point."""
+    return np.format_float_positional(number, trim="-")
 
 
 def is_fixed(budget: str) -> bool:
     """Tell shares and counts from budgets that look at the question or the clock."""
     return ":" not in budget
+
+
+def is_timed(budget: str) -> bool:
+    """Tell budgets that look at the clock."""
+    return isinstance(parse_budget(budget), (Deadline, Auto))
 
 
 def names_of(text: str) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 import ast
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 import tokprune
-from tokprune.budgets import Auto, Deadline, parse_budget
 from tokprune.errors import NotCalibrated, RequestInvalid
 from tokprune.files import sha256_file
 from tokprune.timing.latency import open_latency
@@ -23,6 +24,7 @@ from tokprune_export.evaluation.options import (
     More,
     budgets_of,
     check,
+    is_timed,
     more_of,
     names_of,
 )
@@ -32,8 +34,8 @@ from tokprune_export.media import load
 
 # What decides an answer, beside the bundle and the questions: the code that selects and lays out.
 SOURCES = (
-    *("canvas.py", "selection.py", "allocation.py", "prompting.py", "timing/plans.py"),
-    *("selectors/*.py", "scenes/*.py", "families/*.py", "looking/*.py"),
+    *("budgets.py", "canvas.py", "selection.py", "allocation.py", "prompting.py"),
+    *("timing/plans.py", "selectors/*.py", "scenes/*.py", "families/*.py", "looking/*.py"),
 )
 OWN_SOURCES = ("asking.py", "downsampling.py", "encoding.py", "opening.py", "suites.py")
 
@@ -96,9 +98,10 @@ def plan_inquiry(options: EvaluateOptions, vlm: VLM) -> Inquiry:
     more = tuple(more_of(text) for text in options.more)
     most = max([options.samples, *(each.samples for each in more)])
     suite = open_suite(options.suite, options.split, options.tokens, options.frames, most)
-    _check_time(vlm, [*budgets, *(b for each in more for b in each.budgets)])
+    device = _device(vlm, [*budgets, *(b for each in more for b in each.budgets)])
     files = _scorer_files(options.scorer, vlm)
     plan, skipped = _plan(options, vlm, suite, files)
+    plan = replace(plan, device=device)
     for each in more:
         unknown = [name for name in each.names if name not in plan.names]
         if unknown:
@@ -157,13 +160,18 @@ def _scorer_files(paths: Sequence[Path], vlm: VLM) -> tuple[ScorerFile, ...]:
     )
 
 
-def _check_time(vlm: VLM, budgets: Sequence[str]) -> None:
-    timed = [each for each in budgets if isinstance(parse_budget(each), (Deadline, Auto))]
-    if timed and open_latency(vlm.bundle, "cpu", THREADS).calibration is None:
+def _device(vlm: VLM, budgets: Sequence[str]) -> str:
+    """Hash how fast this device was measured to be; "" where no budget looks at the clock."""
+    timed = [each for each in budgets if is_timed(each)]
+    if not timed:
+        return ""
+    calibration = open_latency(vlm.bundle, "cpu", THREADS).calibration
+    if calibration is None:
         raise NotCalibrated(
             f"The budget {timed[0]} needs to know how fast this device is: run `tokprune calibrate "
             f"{vlm.bundle.path} --backend cpu --threads {THREADS}`"
         )
+    return hashlib.sha256(msgspec.json.encode(calibration)).hexdigest()[:12]
 
 
 def _check_first(vlm: VLM, task: Task) -> None:

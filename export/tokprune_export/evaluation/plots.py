@@ -82,8 +82,8 @@ def by_group(results: Results) -> bytes:
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(parts)), parts, rotation=30, ha="right")
-    axes.set_yticks(range(len(shown)), list(shown), fontsize=8)
+    axes.set_xticks(range(len(parts)), list(map(_literal, parts)), rotation=30, ha="right")
+    axes.set_yticks(range(len(shown)), list(map(_literal, shown)), fontsize=8)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in (FULL, *results["ours"]) else "normal")
     axes.axvline(len(parts) - 1.5, color="black", linewidth=1)
@@ -117,12 +117,17 @@ def _lines(results: Results, lines: Mapping[str, Sequence[Point]], label: str) -
     for name in names:
         points = 100 * np.asarray(shown[name]) * (0.01, 1)
         style = _style(name, ours, others)
-        axes.plot(points[:, 0], points[:, 1], label=name, **style)
+        axes.plot(points[:, 0], points[:, 1], label=_literal(name), **style)
     _dress(axes, results, label)
     legend = picture.legend(loc="outside right upper", fontsize=8, title="best mean first")
     for text in legend.get_texts():
         text.set_fontweight("bold" if text.get_text() in ours else "normal")
     return _png(picture)
+
+
+def _literal(text: str) -> str:
+    """Return text in which a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _rank(points: Sequence[Point]) -> tuple[int, float]:
@@ -156,7 +161,8 @@ def _dress(axes: Axes, results: Results, label: str) -> None:
     axes.minorticks_off()
     axes.set_xlabel(label)
     axes.set_ylabel(f"{_figure_of(results)}, mean over groups, %")
-    axes.set_title(f"{results['bundle']}, {results['suite']}, {results['split']}", fontsize=10)
+    title = f"{results['bundle']}, {results['suite']}, {results['split']}"
+    axes.set_title(_literal(title), fontsize=10)
     axes.grid(visible=True, alpha=0.25)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune_export.evaluation.cells import AGREEMENT, Cell
 
@@ -41,15 +42,19 @@ class Store:
     """Records in a file of JSON lines, one line for each time that a question was asked."""
 
     def __init__(self, path: Path) -> None:
-        """Read what earlier runs left, and drop a last line that was cut off."""
+        """Read what earlier runs left, and drop a last line that was cut off.
+
+        Raises:
+            RequestInvalid: something else stands in the file.
+        """
         self._path = path
         self._records: dict[str, Record] = {}
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             atomic_write(path, whole)
-        for line in whole.splitlines():
-            self._remember(msgspec.json.decode(line, type=Record))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            self._remember(_record(line, f"{path}, line {number}"))
 
     @property
     def records(self) -> Mapping[str, Record]:
@@ -62,7 +67,7 @@ class Store:
         return tuple(cell for cell in cells if known is None or not known.has(cell))
 
     def add(self, record: Record) -> None:
-        """Keep an answered question, on disk when this returns."""
+        """Keep an answered question: in the file when this returns."""
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(record) + b"\n")
         self._remember(record)
@@ -70,3 +75,12 @@ class Store:
     def _remember(self, record: Record) -> None:
         known = self._records.get(record.key)
         self._records[record.key] = record if known is None else known.with_more(record)
+
+
+def _record(line: bytes, place: str) -> Record:
+    try:
+        return msgspec.json.decode(line, type=Record)
+    except msgspec.MsgspecError as error:
+        raise RequestInvalid(
+            f"{place}: {error}. Delete the line, and its question is asked again"
+        ) from None

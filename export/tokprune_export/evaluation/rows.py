@@ -104,7 +104,7 @@ def merge(folders: Sequence[Path], target: Path) -> list[Row]:
 def _read(folder: Path) -> Row:
     path = folder / "rows.json"
     try:
-        return json.loads(path.read_bytes())
+        run = json.loads(path.read_bytes())
     except OSError as error:
         raise RequestInvalid(
             f"Cannot read {path}: {error.strerror}. Give the --out folders of finished runs of "
@@ -112,6 +112,10 @@ def _read(folder: Path) -> Row:
         ) from None
     except ValueError as error:
         raise RequestInvalid(f"{path} is no file of tokprune-eval: {error}") from None
+    missing = [name for name in (*RUN, "rows") if not isinstance(run, dict) or name not in run]
+    if missing:
+        raise RequestInvalid(f"{path} is no file of tokprune-eval: it has no {missing[0]!r}")
+    return run
 
 
 def _machines(runs: Sequence[Row]) -> str:

@@ -1,9 +1,11 @@
 """Questions spread over processes, answers kept as they come."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from threading import Thread
 from typing import NamedTuple, TypeAlias
 
 from tokprune.errors import TokpruneError
@@ -15,6 +17,21 @@ from tokprune_export.progress import Counting
 
 WAITING = 3  # tasks a process has in store
 Work: TypeAlias = Callable[[Setup, Task, Sequence[Cell]], Record]
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, however that ended.
+
+    Else processes of a command that was killed would wait for work for ever, with a bundle open.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 class Ask(NamedTuple):
@@ -49,7 +66,7 @@ class Crew(NamedTuple):
                 if left:
                     yield Ask(task, left)
                 else:
-                    shown.advance()
+                    shown.pass_over()
 
         try:
             for record in self._answered(work, missing()):
@@ -72,7 +89,9 @@ class Crew(NamedTuple):
             return
         # Forked engines would share thread pools that are not there: start afresh.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.processes, mp_context=context) as pool:
+        with ProcessPoolExecutor(
+            self.processes, mp_context=context, initializer=end_with_parent
+        ) as pool:
             running: set[Future[Record]] = {pool.submit(work, self.setup, *first)}
             try:
                 for ask in asks:

@@ -28,7 +28,12 @@ def markdown(results: Results) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return a Markdown table, numbers to the right."""
     lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return ["", *(f"| {' | '.join(line)} |" for line in lines)]
+    return ["", *(f"| {' | '.join(map(_inside, line))} |" for line in lines)]
+
+
+def _inside(text: str) -> str:
+    """Return text that stays in its cell, whatever a group is called."""
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def groups_of(figures: Results) -> list[str]:

@@ -21,7 +21,7 @@ def least_like(
     Args:
         rows: of unit length.
         pivots: of unit length, one or more.
-        k: of which each pivot has an even share, the first ones one more where it is not whole.
+        k: of which each pivot has an even share, rounded down or up so that all together have k.
     """
     similar = products(pivots, rows)
     kept: list[Int64[Array, " c"]] = []

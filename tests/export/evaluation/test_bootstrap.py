@@ -71,6 +71,14 @@ def test_a_share_of_nothing_is_no_figure() -> None:
     assert np.isnan(made.ratio(0, 1)).all()
 
 
+def test_resamples_without_a_right_answer_do_not_make_shares_of_millions() -> None:
+    """One question in five is answered at all: a third of the resamples has none of it."""
+    made = Resampled(columns([1, 1, 0, 0, 0], [1, 0, 0, 0, 0]), ["a"] * 5).ratio(0, 1)
+    assert made.mean == pytest.approx(2)
+    assert made.low == pytest.approx(1)
+    assert 2 <= made.high <= 5  # five right answers to one at most
+
+
 def test_a_column_that_lacks_an_answer_has_no_figures_and_spoils_no_other() -> None:
     made = Resampled(columns([1, np.nan, 1], [1, 1, 0]), ["a"] * 3)
     assert np.isnan(made.mean(0)).all()

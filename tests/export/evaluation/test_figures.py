@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tokprune.errors import RequestInvalid
-from tokprune_export.evaluation.adaptive import matched, share_of
 from tokprune_export.evaluation.cells import SEEDS, WITHOUT_PRUNING, Cell
 from tokprune_export.evaluation.figures import (
     Answered,
@@ -114,6 +113,8 @@ def test_answers_are_the_same_but_for_case_spaces_and_a_full_stop() -> None:
     assert same(" Red. ", "red")
     assert not same("red", "dark red")
     assert not same("1.5", "15")
+    assert same("Caf\u00e9", "cafe\u0301")  # one character, or a letter and its accent
+    assert not same("cafe", "caf\u00e9")
 
 
 def test_all_is_the_mean_over_groups_and_the_worst_is_named(results: dict[str, Any]) -> None:
@@ -227,6 +228,10 @@ def test_runs_of_the_same_place_are_not_joined(results: dict[str, Any], tmp_path
         merge([tmp_path, tmp_path], tmp_path / "joined.json")
     with pytest.raises(RequestInvalid, match=r"Give the --out folders of finished runs"):
         merge([tmp_path / "none"], tmp_path / "joined.json")
+    for foreign, message in (("[1]", "it has no 'bundle'"), ('{"rows": []}', "no 'bundle'")):
+        (tmp_path / "rows.json").write_text(foreign)
+        with pytest.raises(RequestInvalid, match=f"is no file of tokprune-eval: .*{message}"):
+            merge([tmp_path], tmp_path / "joined.json")
 
 
 def test_tables_show_every_selector_and_every_thing_that_is_missing(
@@ -268,21 +273,14 @@ def test_plots_are_drawn(results: dict[str, Any]) -> None:
     assert over_ttft({**results, "latency": None}) is None
 
 
-def test_fixed_shares_keep_as_many_as_an_adaptive_budget() -> None:
-    totals = np.asarray([100] * 19 + [400])
-    assert share_of(totals, 23.0, lambda kept: float(kept.mean())) == "0.1976"
-    cell = Cell(OURS, "mass:0.9")
-    records = {
-        str(place): Record(str(place), 100, {cell.key: Given("red", 10 + place)})
-        for place in range(21)
-    }
-    found = matched(list(records), records, [cell, WITHOUT_PRUNING])
-    (each,) = found.values()
-    assert each["kept"] == {"mean": 20.0, "p95": 29.0}
-    assert (each["equal_mean"], each["equal_p95"]) == ("0.1901", "0.2801")
-
-
-def test_an_adaptive_budget_that_was_refused_is_matched_with_nothing() -> None:
-    cell = Cell("uniform", "mass:0.9")
-    records = {"0": Record("0", 100, {cell.key: Given("", 0, refused="no scores")})}
-    assert matched(["0"], records, [cell]) == {}
+@pytest.mark.parametrize("name", [r"$\frac{$", "a|b", "two\nlines"])
+def test_a_group_may_be_called_anything(name: str) -> None:
+    renamed = json.loads(json.dumps(made(labelled=True)).replace("colour", json.dumps(name)[1:-1]))
+    shown = {**renamed, "suite": f"{name}.jsonl"}
+    for plot in (over_kept, over_ttft, by_group):
+        assert plot(shown)
+    lines = markdown(renamed).splitlines()
+    heads = [place for place, line in enumerate(lines) if line.startswith("| selector |")]
+    for place in heads:
+        widths = {line.replace(r"\|", "").count("|") for line in lines[place : place + 3]}
+        assert len(widths) == 1

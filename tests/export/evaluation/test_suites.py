@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokprune.errors import RequestInvalid
+from tokprune.errors import PictureInvalid, RequestInvalid
 from tokprune.scenes import film_suite, suite
 from tokprune_export.evaluation.suites import open_suite, pairs, tasks
 
@@ -92,6 +92,24 @@ def test_answers_may_be_missing_in_all_lines_and_not_in_some(tmp_path: Path) -> 
     with pytest.raises(
         RequestInvalid, match="line 2: missing required field `answer`, which other"
     ):
+        open_suite(name)
+
+
+def test_a_file_may_begin_with_the_mark_that_editors_write(tmp_path: Path) -> None:
+    path = Path(data_file(tmp_path, {"question": "what?", "answer": "a cup"}))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (example,) = open_suite(str(path)).examples
+    assert (example.question, example.line) == ("what?", 1)
+
+
+@pytest.mark.parametrize("size", [(7100, 7100), (20_000, 10_000)])
+def test_a_picture_that_is_too_large_is_found_before_anything_is_asked(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Pillow opens the first; the second is what it calls a decompression bomb."""
+    name = data_file(tmp_path, {"question": "a?"}, {"question": "b?", "image": "large.png"})
+    Image.new("1", size).save(tmp_path / "large.png")
+    with pytest.raises(PictureInvalid, match=r"line 2: .*large\.png.*(far too large|max_pixels)"):
         open_suite(name)
 
 
