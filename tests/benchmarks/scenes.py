@@ -48,8 +48,8 @@ CASES = (
     Case("qwen2_vl", "scenes", "coarse,coarse:2,repeats:0.2"),
     Case("llava_onevision", "scenes", "lazy,lazy:4,lazy:8"),
     Case("vila", "scenes", ""),
-    Case("qwen2_vl", "scenes-video", "lazy,coarse,repeats:0.2"),
-    Case("llava_onevision", "scenes-video", "lazy,repeats:0.2"),
+    Case("qwen2_vl", "scenes-video", "lazy:1,coarse,repeats:0.2"),
+    Case("llava_onevision", "scenes-video", "lazy:1,repeats:0.2"),
 )
 
 
