@@ -165,7 +165,7 @@ def _check(source: Source) -> None:
     try:
         with Pillow.open(source, formats=("JPEG", "PNG", "WEBP")) as picture:  # as load_picture
             pixels = picture.width * picture.height
-    except Pillow.DecompressionBombError:
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
         pixels = MAX_PIXELS + 1
     except (OSError, ValueError) as error:  # Pillow's other errors are both
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
