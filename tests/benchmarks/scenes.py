@@ -46,7 +46,7 @@ class Case(NamedTuple):
 # VILA takes the frames of a video as pictures, and was not trained on any.
 CASES = (
     Case("qwen2_vl", "scenes", "coarse,coarse:2,repeats:0.2"),
-    Case("llava_onevision", "scenes", "lazy,lazy:4,lazy:8"),
+    Case("llava_onevision", "scenes", "lazy,lazy:0.95,lazy:4"),
     Case("vila", "scenes", ""),
     Case("qwen2_vl", "scenes-video", "lazy:1,coarse,repeats:0.2"),
     Case("llava_onevision", "scenes-video", "lazy:1,repeats:0.2"),
