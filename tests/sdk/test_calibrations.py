@@ -120,7 +120,7 @@ def test_without_one_a_forecast_names_the_command(bundle: Bundle) -> None:
         ({"device": "another board"}, "backend cpu on another board.*this is backend cpu on"),
         ({"threads": 3}, "threads 3, this is .* threads 1"),
         ({"backend": "cuda"}, "backend cuda"),
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 3}, "schema 3, this version of tokprune reads 1 to 2"),
         ({"unknown": 1}, "no calibration of this version"),
         ({"stages": {}}, "lacks a stage"),
     ],
