@@ -11,7 +11,7 @@ from tokprune.looking.parts import apart, part
 from tokprune.model import Model
 from tokprune.types import COLUMN, ROW, Array, Prepared
 
-SHARES = (0.125, 0.25, 0.5, 0.75)  # of the vision tokens, or of the tiles
+SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of the vision tokens, or of the tiles
 PICTURES = 2  # that are shown in parts: the largest, and one with half its tokens or less
 BLOCK = 2  # side in vision tokens of what is shown together: what lies under a token of half size
 
