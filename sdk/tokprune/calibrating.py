@@ -1,7 +1,7 @@
 """Measure what each stage costs on this device, with drawn noise and the loaded graphs."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -130,15 +130,19 @@ def plan_calibration(
     prefills = _prefills(loaded, prompt, media)
     cells += prefills
     progress(Step(len(tokens), len(candidates), "trial of all"))
-    for cell in cells:
-        cell.run()
-    began = perf_counter()
-    for cell in cells:
-        cell.run()
-    one = perf_counter() - began
+    _round(cells)
+    one = _round(cells)
     rounds = min(max(ceil(seconds / one), LEAST_ROUNDS), MOST_ROUNDS)
     kept = tuple(int(cell.sizes[0]) - _text_rows(prompt) for cell in prefills)
     return Plan(tuple(cells), rounds, rounds * one, tuple(tokens), kept)
+
+
+def _round(cells: Sequence[Cell]) -> float:
+    """Run everything once; return how many seconds that took."""
+    began = perf_counter()
+    for cell in cells:
+        cell.run()
+    return perf_counter() - began
 
 
 def calibrate(
@@ -162,13 +166,9 @@ def calibrate(
             taken.append((perf_counter() - start) * 1000)
     progress(Step(plan.rounds, plan.rounds, "rounds"))
 
-    def samples(stage: Stage, *, part: bool = False) -> Samples:
-        measured = zip(plan.cells, times, strict=True)
-        found = ((cell, taken) for cell, taken in measured if cell.stage == stage)
-        return [(cell.sizes, taken) for cell, taken in found if cell.part is part]
-
-    curves: dict[Stage, Curve] = {stage: fit(samples(stage)) for stage in STAGES}
-    parts = samples("vision", part=True)
+    measured = list(zip(plan.cells, times, strict=True))
+    curves: dict[Stage, Curve] = {stage: fit(_samples(measured, stage)) for stage in STAGES}
+    parts = _samples(measured, "vision", part=True)
     return Calibration(
         schema=SCHEMA,
         manifest_sha256=sha256_file(loaded.bundle.path / MANIFEST),
@@ -184,6 +184,14 @@ def calibrate(
         seconds=round(perf_counter() - began, 1),
         parts=fit(parts) if parts else None,
     )
+
+
+def _samples(
+    measured: Sequence[tuple[Cell, list[float]]], stage: Stage, *, part: bool = False
+) -> Samples:
+    """Return what was measured of a stage: of whole pictures, or of parts."""
+    found = [(cell, taken) for cell, taken in measured if cell.stage == stage]
+    return [(cell.sizes, taken) for cell, taken in found if cell.part is part]
 
 
 def _cells(loaded: Model, prompt: Prompt, media: tuple[Prepared, ...]) -> list[Cell]:

@@ -158,8 +158,7 @@ def _coarse(
         return at_once(way, looking, first)
     small = sizes_of(first.prompt, first.media)
     twice = _Twice(budget, looking, _encoding(asked, looking), latency.forecast(small), watch)
-    kept = most()
-    if kept >= floor and kept * looking.times >= twice.fits(asked):
+    if (kept := most()) >= floor and kept * looking.times >= twice.fits(asked):
         return at_once(way, Full("there is time to look at everything"))
     twice.check(asked, floor)
 
