@@ -4,7 +4,10 @@
     {"images": ["left.png", "right.png"], "question": "Which is fuller?", "answer": "the left one"}
     {"video": "door.mp4", "num_frames": 8, "question": "Does the door close?", "answer": "yes"}
     {"frames": ["000.png", "001.png"], "fps": 4.0, "question": "What fell?", "answer": "a cup"}
+    {"stream": ["000.png", "001.png"], "question": "Is the path free?", "answer": "yes"}
 
+A stream is what a camera saw, picture by picture; asked about is the last, and an evaluation can
+follow it there (`--encode follow:8`).
 Paths are relative to the file. Beside "video" may stand "fps" or "num_frames", as `load_video`
 takes them; without, two frames a second are taken, at most 32. "group" may name the type of
 question, for tables; other keys are not read. An evaluation can do without answers, if no line has
@@ -29,7 +32,10 @@ from tokprune_export.media import FrameFiles, Source, VideoFile, identity, modal
 from tokprune_export.progress import Counting
 
 Answers = Literal["needed", "all or none"]
-_ONE_OF = 'give one of "image" (a path), "images" (paths), "video" (a path), "frames" (paths)'
+_ONE_OF = (
+    'give one of "image" (a path), "images" (paths), "video" (a path), "frames" (paths), "stream" '
+    "(paths)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Example:
     line: int  # of its file, counted from 1
     group: str = ""  # the type of question, for evaluation
     file: Path | None = None
+    seen: tuple[Source, ...] = ()  # of a stream, the pictures before the one that is asked about
 
     @property
     def place(self) -> str:
@@ -61,6 +68,7 @@ class _Line(msgspec.Struct, frozen=True):
     images: list[str] | None = None
     video: str | None = None
     frames: list[str] | None = None
+    stream: list[str] | None = None
     fps: float | None = None
     num_frames: int | None = None
     group: str = ""
@@ -109,7 +117,9 @@ def _example(line: bytes, number: int, path: Path) -> Example:
         media = _media(given, path.parent)
     except ValueError as error:  # msgspec's errors and RequestInvalid are such
         raise RequestInvalid(f"{path}, line {number}: {error}") from None
-    return Example(media, given.question, given.answer or "", number, given.group, path)
+    count = len(media) - 1 if given.stream is not None else 0
+    answer = given.answer or ""
+    return Example(media[count:], given.question, answer, number, given.group, path, media[:count])
 
 
 def _check_answers(examples: list[Example], answers: Answers) -> None:
@@ -123,7 +133,7 @@ def _check_answers(examples: list[Example], answers: Answers) -> None:
 
 def _media(given: _Line, folder: Path) -> tuple[Source, ...]:
     """Return what a line is about. Raises ValueError."""
-    kinds = (given.image, given.images, given.video, given.frames)
+    kinds = (given.image, given.images, given.video, given.frames, given.stream)
     if sum(kind is not None for kind in kinds) != 1:
         raise ValueError(_ONE_OF)
     if given.video is not None:
@@ -139,9 +149,10 @@ def _media(given: _Line, folder: Path) -> tuple[Source, ...]:
         return (FrameFiles(tuple(folder / name for name in given.frames), given.fps),)
     if given.fps is not None:
         raise ValueError('"fps" is for "video" and "frames": it has no meaning here')
-    names = given.images if given.image is None else [given.image]
+    names = given.images or given.stream if given.image is None else [given.image]
     if not names:
-        raise ValueError('"images" is empty: give one picture or more')
+        which = "images" if given.stream is None else "stream"
+        raise ValueError(f'"{which}" is empty: give one picture or more')
     return tuple(folder / name for name in names)
 
 
@@ -152,7 +163,7 @@ def _check_media(examples: list[Example], *, shown: bool) -> None:
     with Counting("checking videos", films, shown=shown and films > 0) as counting:
         for example in examples:
             with placed(example.place):
-                for source in example.media:
+                for source in (*example.seen, *example.media):
                     check(source)
             if example.modality == "video":
                 counting.advance()

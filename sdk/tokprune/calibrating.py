@@ -1,7 +1,7 @@
 """Measure what each stage costs on this device, with drawn noise and the loaded graphs."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,12 +25,14 @@ from tokprune.timing.calibrations import (
     STAGES,
     Calibration,
     Curve,
+    Samples,
     Stage,
     cores,
     device_name,
     fit,
 )
 from tokprune.timing.request_sizes import Sizes, sizes_of, stage_size
+from tokprune.trial_parts import trial_parts
 from tokprune.trial_requests import trial_requests
 from tokprune.types import Prepared, Prompt, Selection, VisionTokens
 from tokprune_runtimes import Backend
@@ -49,6 +51,7 @@ class Cell(NamedTuple):
     stage: Stage
     sizes: tuple[float, ...]
     run: Callable[[], object]
+    part: bool = False  # of a picture: these have a curve of their own
 
 
 class Step(NamedTuple):
@@ -75,9 +78,11 @@ class Plan:
     def __str__(self) -> str:
         """Say it in a line."""
         tokens, kept = (", ".join(map(str, each)) for each in (self.vision_tokens, self.kept))
+        count = sum(cell.part for cell in self.cells)
+        parts = f" and {count} parts of such" if count else ""
         return (
             f"{self.rounds} rounds of {len(self.cells)} measurements, about {self.seconds:.0f} s: "
-            f"pictures of {tokens} vision tokens, prefill with {kept} of them"
+            f"pictures of {tokens} vision tokens{parts}, prefill with {kept} of them"
         )
 
 
@@ -119,19 +124,25 @@ def plan_calibration(
             break
         cells += found
         tokens.append(len(prompt.slots))
-    prompt, media = candidates[len(tokens) - 1]
+    measured = candidates[: len(tokens)]
+    cells += [_part(loaded, shown) for shown in trial_parts(loaded, [m for _, m in measured])]
+    prompt, media = measured[-1]
     prefills = _prefills(loaded, prompt, media)
     cells += prefills
     progress(Step(len(tokens), len(candidates), "trial of all"))
-    for cell in cells:
-        cell.run()
-    began = perf_counter()
-    for cell in cells:
-        cell.run()
-    one = perf_counter() - began
+    _round(cells)
+    one = _round(cells)
     rounds = min(max(ceil(seconds / one), LEAST_ROUNDS), MOST_ROUNDS)
     kept = tuple(int(cell.sizes[0]) - _text_rows(prompt) for cell in prefills)
     return Plan(tuple(cells), rounds, rounds * one, tuple(tokens), kept)
+
+
+def _round(cells: Sequence[Cell]) -> float:
+    """Run everything once; return how many seconds that took."""
+    began = perf_counter()
+    for cell in cells:
+        cell.run()
+    return perf_counter() - began
 
 
 def calibrate(
@@ -154,11 +165,10 @@ def calibrate(
             cell.run()
             taken.append((perf_counter() - start) * 1000)
     progress(Step(plan.rounds, plan.rounds, "rounds"))
+
     measured = list(zip(plan.cells, times, strict=True))
-    curves: dict[Stage, Curve] = {
-        stage: fit([(cell.sizes, taken) for cell, taken in measured if cell.stage == stage])
-        for stage in STAGES
-    }
+    curves: dict[Stage, Curve] = {stage: fit(_samples(measured, stage)) for stage in STAGES}
+    parts = _samples(measured, "vision", part=True)
     return Calibration(
         schema=SCHEMA,
         manifest_sha256=sha256_file(loaded.bundle.path / MANIFEST),
@@ -172,7 +182,16 @@ def calibrate(
         versions=_versions(loaded.backend),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(perf_counter() - began, 1),
+        parts=fit(parts) if parts else None,
     )
+
+
+def _samples(
+    measured: Sequence[tuple[Cell, list[float]]], stage: Stage, *, part: bool = False
+) -> Samples:
+    """Return what was measured of a stage: of whole pictures, or of parts."""
+    found = [(cell, taken) for cell, taken in measured if cell.stage == stage]
+    return [(cell.sizes, taken) for cell, taken in found if cell.part is part]
 
 
 def _cells(loaded: Model, prompt: Prompt, media: tuple[Prepared, ...]) -> list[Cell]:
@@ -199,6 +218,11 @@ def _cells(loaded: Model, prompt: Prompt, media: tuple[Prepared, ...]) -> list[C
             for kept in sorted({max(1, sizes.vision_tokens // part) for part in (2, 8)})
         ),
     ]
+
+
+def _part(loaded: Model, shown: Prepared) -> Cell:
+    sizes = tuple(float(call["pixel_values"].size) for call in shown.calls)
+    return Cell("vision", sizes, lambda: loaded.vision([shown]), part=True)
 
 
 def _prefills(loaded: Model, prompt: Prompt, media: tuple[Prepared, ...]) -> list[Cell]:

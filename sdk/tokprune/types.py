@@ -109,6 +109,7 @@ class Prepared:
     # each token is made of; a newline of none.
     units: Bool[Array, "n u"]
     step_s: float = 0.0  # of a video: seconds from one frame of `where` to the next
+    part: bool = False  # a call is less than the encoder would take at once of the whole
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from threading import Lock
 
 import numpy as np
 
-from tokprune.types import Array, Feeds
+from tokprune.types import Array, Feeds, Prepared
 from tokprune_runtimes import Carry, Graph, Interrupt, Loop
 
 VISION_CACHE_BYTES = 256 * 2**20
@@ -72,7 +72,10 @@ class CachedEncoder:
     cache: VisionCache
     hits: int = field(default=0, init=False)
     runs: int = field(default=0, init=False)
-    ran: list[int] = field(default_factory=list[int], init=False)  # numbers in `pixel_values`
+    parts: frozenset[int] = field(default=frozenset(), init=False)  # identities of such feeds
+    # Numbers in `pixel_values` of what ran: of whole pictures, and of parts
+    ran: list[int] = field(default_factory=list[int], init=False)
+    ran_parts: list[int] = field(default_factory=list[int], init=False)
     _keys: dict[int, tuple[Feeds, bytes]] = field(
         default_factory=dict[int, tuple[Feeds, bytes]], init=False
     )
@@ -97,11 +100,17 @@ class CachedEncoder:
         else:
             outputs = self.graph.run(feeds, interrupt)
             self.runs += 1
-            self.ran.append(feeds["pixel_values"].size)
+            (self.ran_parts if id(feeds) in self.parts else self.ran).append(
+                feeds["pixel_values"].size
+            )
             if key:
                 self.cache.put(key, outputs)
         self._made[id(feeds)] = (feeds, outputs)
         return outputs
+
+    def expect(self, media: Sequence[Prepared]) -> None:
+        """Take note of which calls of the next look are for parts of pictures."""
+        self.parts = frozenset(id(call) for shown in media if shown.part for call in shown.calls)
 
     def forget(self) -> None:
         """Let go of what looks have shared: there will be no other."""

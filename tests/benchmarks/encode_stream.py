@@ -24,13 +24,12 @@ from rich.console import Console
 from rich.progress import track
 
 import tokprune
-from tokprune.scenes import suite
+from tokprune.scenes import noisy, suite
 from tokprune.scenes.drawing import draw
 from tokprune.scenes.scene import make_scene
 from tokprune.types import Array
 
 SIDE = 14  # vision tokens
-NOISE = 2.0  # standard deviation of a pixel, in grey levels
 FULL, FOLLOW = "full", "follow"
 
 
@@ -80,13 +79,8 @@ def streams(options: Options) -> Iterator[tuple[str, int, list[UInt8[Array, "h w
         appears = rng.randrange(options.frames // 4, options.frames * 3 // 4)
         noise = np.random.default_rng(number)
         drawn: dict[bool, UInt8[Array, "h w 3"]] = {False: draw(before), True: draw(whole)}
-        frames = [_noisy(drawn[frame >= appears], noise) for frame in range(options.frames)]
+        frames = [noisy(drawn[frame >= appears], noise) for frame in range(options.frames)]
         yield f"is there a {thing.color} {thing.shape}?", appears, frames
-
-
-def _noisy(picture: UInt8[Array, "h w 3"], noise: np.random.Generator) -> UInt8[Array, "h w 3"]:
-    moved = picture + noise.normal(0, NOISE, picture.shape)
-    return np.clip(np.rint(moved), 0, 255).astype(np.uint8)
 
 
 def main() -> None:
@@ -132,7 +126,7 @@ def still(vlm: tokprune.VLM, options: Options) -> Iterator[Seen]:
         (scene,) = sample.pictures
         follow, noise = tokprune.Following(options.within), np.random.default_rng(number)
         for frame in range(options.looks):
-            picture = _noisy(scene, noise)
+            picture = noisy(scene, noise)
             ways = [(FOLLOW, follow), *[(FULL, "full")] * (frame % options.within == 0)]
             for way, encode in ways:
                 answer = vlm.ask(picture, sample.question, options.budget, encode=encode)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -40,10 +41,10 @@ from rich.console import Console
 import tokprune
 from tokprune.budgets import KeepCount
 from tokprune.looking import Lazy
+from tokprune.scenes import slowly
 from tokprune.types import Array
 
 BUILT = Path(__file__).parents[2] / "build" / "benchmarks"
-NOISE = 2.0  # standard deviation of a pixel, in grey levels
 QUESTION = "What stands in the way between the two tables on the left side of the room?"
 
 
@@ -182,24 +183,17 @@ def follow(name: str, bundle: Path) -> Iterator[Sample]:
     model = MODELS[name]
     kept, following = max(model.kept), tokprune.Following(WITHIN)
     with loaded(bundle) as vlm:
-        for number, frame in enumerate(slowly(model)):
+        for number, frame in enumerate(frames_of(model)):
             yield asked(vlm, frame, Sample(name, FOLLOW, kept, number), following)
             if number % 4 == 1:
                 yield asked(vlm, frame, Sample(name, "full", kept, number), "full")
 
 
-def slowly(model: Model) -> Iterator[UInt8[Array, "h w 3"]]:
-    """Yield frames with a camera's noise, through which a square of 3 % of the picture moves."""
+def frames_of(model: Model) -> Iterator[UInt8[Array, "h w 3"]]:
+    """Yield frames of noise, before which a square moves that is noise as well."""
     random = np.random.default_rng(0)
-    height, width = model.size_hw
-    scene = random.integers(0, 256, (height, width, 3), np.uint8)
-    thing = random.integers(0, 256, (height // 6, width // 6, 3), np.uint8)
-    for number in range(model.frames):
-        frame = scene.astype(np.float32)
-        left = 4 * number  # px a frame: a ninth to a tenth of the width in a second of 10 fps
-        frame[height // 3 :][: height // 6, left : left + width // 6] = thing
-        frame += random.normal(0, NOISE, frame.shape)
-        yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)
+    scene = random.integers(0, 256, (*model.size_hw, 3), np.uint8)
+    yield from islice(slowly(scene, random), model.frames)
 
 
 def loaded(bundle: Path) -> tokprune.VLM:

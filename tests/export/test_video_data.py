@@ -124,6 +124,10 @@ VIDEO = {"video": "film.mp4"}
         ({"frames": ["0.png", "none.png"], "fps": 2}, "none.png' cannot be read"),
         ({"image": "0.png", "fps": 2}, '"fps" is for "video" and "frames"'),
         ({"image": "film.mp4"}, "cannot identify image file"),
+        ({"stream": []}, '"stream" is empty'),
+        ({"stream": ["0.png"], "fps": 2}, '"fps" is for "video" and "frames"'),
+        ({"stream": ["0.png"], "image": "0.png"}, 'give one of "image"'),
+        ({"stream": ["none.png", "0.png"]}, "none.png"),
     ],
 )
 def test_a_bad_video_is_an_error_with_file_and_line(

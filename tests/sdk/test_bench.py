@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from tokprune import ContextOverflow, RequestInvalid
+from tokprune import ContextOverflow, Following, RequestInvalid
 from tokprune.benching import Cell, Run, fastest, machine, measure, percentiles, row_of, run_of
 from tokprune.budgets import Budget, KeepCount, KeepRatio
 from tokprune.commands.bench import Bench, drawn, run_bench
 from tokprune.errors import BudgetImpossible, NotCalibrated
+from tokprune.looking.following import About, Seen
+from tokprune.looking.remembering import Outputs
+from tokprune.scenes import slowly
+from tokprune.stream_benching import measure_stream, stream_row
 from tokprune.types import Answer, FinishReason, Region, Selection
 
 PICTURE = np.zeros((4, 6, 3), np.uint8)
@@ -275,3 +280,88 @@ def test_where_no_budget_can_be_the_exit_says_so(
     command = Bench((demo_bundle,), max_new_tokens=5000, rounds=1, warmup=1, backend="cpu")
     assert run_bench(command) == 1
     assert "context_overflow" in capsys.readouterr().out
+
+
+class FakeStream:
+    """Encodes everything of a first frame, and a quarter of the others, in half the time."""
+
+    def __init__(self) -> None:
+        self.asked = list[tuple[str, bytes]]()
+
+    def __call__(self, picture: Any, budget: Budget, encode: str | Following) -> Answer:
+        if not isinstance(encode, Following):
+            self.asked.append((encode, picture.tobytes()))
+            return answer(ms=20.0)
+        first = encode.seen is None
+        none = np.zeros(1, np.float32)
+        seen = Seen(About("", b"", (4, 6), b"", ()), none, np.zeros(1, np.int64), none, Outputs())
+        encode.remember(seen, encode.recall()[1])
+        self.asked.append(("first" if first else "later", picture.tobytes()))
+        return replace(answer(ms=30.0 if first else 10.0), encoded=8 if first else 2)
+
+
+def test_a_stream_begins_again_after_the_warm_up_and_is_asked_in_full_beside() -> None:
+    vlm, rounds = FakeStream(), list[None]()
+    cells, _ = measure_stream(
+        vlm,
+        slowly(PICTURE, np.random.default_rng(0)),
+        BUDGETS,
+        within=8,
+        rounds=4,
+        warmup=2,
+        after_round=lambda: rounds.append(None),
+    )
+    names = [name for name, _ in vlm.asked]
+    assert len(rounds) == 7
+    assert names.count("first") == 6, "once in the warm-up, once after it, with every budget"
+    assert names.count("full") == 21
+    for start in range(0, len(names), 6):  # a round: one frame, every budget twice
+        frames = {frame for _, frame in vlm.asked[start : start + 6]}
+        assert len(frames) == 1
+        assert names[start : start + 6].count("full") == 3
+    for cell in cells:
+        sizes = [len(each.runs) for each in (cell.full, cell.first, cell.later)]
+        assert sizes == [5, 1, 4]
+        row = stream_row(cell)
+        assert (row["encoded_share"], row["faster"]) == (0.25, 2.0)
+        assert (row["first"]["encoded"]["mean"], row["encoded"]["mean"]) == (8, 2)
+
+
+@pytest.mark.demo
+def test_a_followed_stream_is_measured_beside_full_looks(
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    command = Bench(
+        (demo_bundle,),
+        budgets="0.25",
+        encode="follow:4",
+        rounds=3,
+        warmup=1,
+        max_new_tokens=1,
+        backend="cpu",
+        threads=1,
+        output=out,
+    )
+    assert run_bench(command) == 0
+    (result,) = json.loads(out.read_text())["bundles"]
+    assert (result["stream"]["within"], result["stream"]["frames"]) == (4, 4)
+    (row,) = result["budgets"]
+    assert (row["rounds"], row["first"]["rounds"], row["full"]["rounds"]) == (3, 1, 4)
+    assert row["full"]["encoded"]["min"] == row["first"]["encoded"]["min"] == row["total"] == 196
+    assert row["encoded"]["max"] < 196
+    assert row["encoded_share"] == pytest.approx(row["encoded"]["mean"] / 196, abs=1e-3)
+    shown = capsys.readouterr().out
+    for line in ("0.25 full", "0.25 first", "0.25 later", "encoded a frame after the first"):
+        assert line in shown
+
+
+@pytest.mark.demo
+def test_a_family_that_follows_nothing_says_so(demo_bundles: Callable[..., Path]) -> None:
+    with pytest.raises(RequestInvalid, match="nothing can be left out"):
+        run_bench(Bench((demo_bundles("vila"),), encode="follow:8", backend="cpu"))
+
+
+def test_a_number_of_looks_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestInvalid, match="follow:8"):
+        run_bench(Bench((tmp_path,), encode="follow:0"))

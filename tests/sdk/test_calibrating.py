@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tokprune
@@ -129,6 +130,30 @@ def test_the_curves_of_a_machine_on_paper_are_found(vlm: Model, paper: Paper) ->
     assert found.selector == vlm.bundle.manifest.default_selector
 
 
+def test_parts_of_pictures_are_measured_apart(vlm: Model, paper: Paper) -> None:
+    """The encoder of this machine takes twice as long for what is no whole picture."""
+
+    def vision(feeds: Mapping[str, Any]) -> None:
+        slower = 1 if _is_grid(feeds["positions"]) else 2
+        paper.spend("vision", slower * VISION.ms(int(feeds["pixel_values"].size)))
+
+    encoder = VisionEncoder(TimedGraph(vlm.vision.graph, vision), vlm.vision.check)
+    plan = plan_calibration(replace(on_paper(vlm, paper), vision=encoder), seconds=3)
+    assert "parts of such" in str(plan)
+    found = calibrate(vlm, plan, threads=1)
+    assert found.parts is not None
+    for size in (50_000, 200_000, 1_000_000):
+        assert found.stages["vision"].ms(size) == pytest.approx(VISION.ms(size), rel=1e-3)
+    cut = [
+        point for point in found.parts.points if point.median_ms > 1.5 * VISION.ms(point.sizes[0])
+    ]
+    assert len(cut) >= 6
+
+
+def _is_grid(positions: np.ndarray) -> bool:
+    return len(positions) == int(np.prod(positions.max(axis=0) + 1))
+
+
 def test_rounds_are_interleaved_and_the_trial_is_left_out(vlm: Model, paper: Paper) -> None:
     timed = on_paper(vlm, paper)
     plan = plan_calibration(timed, seconds=1)
@@ -166,6 +191,11 @@ def test_every_family_is_measured_at_several_sizes_up_to_its_limits(
     timed = on_paper(tokprune.load(demo_bundles(family), backend="cpu", threads=1).model, paper)
     plan = plan_calibration(timed, seconds=9)
     assert len(set(plan.vision_tokens)) >= 3
+    parts = [cell for cell in plan.cells if cell.part]
+    assert bool(parts) == (family != "vila"), "an encoder of one size takes no parts"
+    assert len({cell.sizes for cell in parts}) == len(parts)
+    whole = max(sum(cell.sizes) for cell in plan.cells if cell.stage == "vision")
+    assert all(sum(cell.sizes) <= whole for cell in parts)
     assert plan.vision_tokens == tuple(sorted(plan.vision_tokens))
     assert plan.kept == tuple(sorted(set(plan.kept)))
     assert plan.kept[-1] == plan.vision_tokens[-1]

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from tokprune.files import sha256_file
 from tokprune.timing import calibrations
 from tokprune.timing.calibrations import (
     Calibration,
+    Curve,
     device_name,
     fit,
     folder_name,
@@ -25,6 +27,7 @@ from tokprune.timing.latency import open_latency
 from tokprune.timing.request_sizes import Sizes
 
 SIZES = Sizes((100,), 50, 20, 1)
+PART = Sizes((), 50, 20, 1, parts=(100,))
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def test_without_one_a_forecast_names_the_command(bundle: Bundle) -> None:
         ({"device": "another board"}, "backend cpu on another board.*this is backend cpu on"),
         ({"threads": 3}, "threads 3, this is .* threads 1"),
         ({"backend": "cuda"}, "backend cuda"),
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 3}, "schema 3, this version of tokprune reads 1 to 2"),
         ({"unknown": 1}, "no calibration of this version"),
         ({"stages": {}}, "lacks a stage"),
     ],
@@ -136,6 +139,41 @@ def test_stale_and_foreign_ones_are_refused_with_the_command(
     latency = open_latency(bundle, "cpu", 1)  # opening does not fail: most requests need none
     with pytest.raises(NotCalibrated, match=why):
         latency.forecast(SIZES)
+
+
+def test_one_without_parts_is_read_and_whole_pictures_stand_for_them(bundle: Bundle) -> None:
+    """As versions before schema 2 wrote them."""
+    path = save_calibration(bundle, measured(bundle))
+    raw = json.loads(path.read_text())
+    del raw["parts"]
+    path.write_text(json.dumps({**raw, "schema": 1}))
+    found = load_calibration(bundle, "cpu", 1)
+    assert found is not None
+    assert found.parts is None
+    forecast = open_latency(bundle, "cpu", 1).forecast
+    assert forecast(PART).stage_ms("vision", 0) == forecast(SIZES).stage_ms("vision", 0)
+    assert forecast(SIZES).unit_ms(100) == forecast(SIZES).stage_ms("vision", 0)
+
+
+def test_parts_of_pictures_have_a_curve_of_their_own(bundle: Bundle) -> None:
+    curve = Curve(2.0, 0.1, 0.0, 1.2, [])
+    saved = msgspec.structs.replace(measured(bundle), parts=curve)
+    save_calibration(bundle, saved)
+    assert load_calibration(bundle, "cpu", 1) == saved
+    forecast = open_latency(bundle, "cpu", 1).forecast
+    assert forecast(PART).stage_ms("vision", 0) == curve.ms(100)
+    assert forecast(SIZES).stage_ms("vision", 0) == saved.stages["vision"].ms(100)
+    assert forecast(SIZES).unit_ms(100) == curve.ms(100)
+    both = replace(SIZES, parts=(100, 40))
+    whole = saved.stages["vision"].ms(100)
+    assert forecast(both).stage_ms("vision", 0) == whole + curve.ms(100) + curve.ms(40)
+
+
+def test_a_curve_of_parts_that_promises_nonsense_is_refused(bundle: Bundle) -> None:
+    curve = Curve(-2.0, 0.1, 0.0, 1.2, [])
+    save_calibration(bundle, msgspec.structs.replace(measured(bundle), parts=curve))
+    with pytest.raises(NotCalibrated, match="make no sense"):
+        load_calibration(bundle, "cpu", 1)
 
 
 @pytest.mark.parametrize("term", [{"a": -1.0}, {"spread": 0.5}, {"a": 0.0, "b": 0.0, "c": 0.0}])

@@ -173,6 +173,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         ({"budget": "half"}, "Cannot read the budget"),
         ({"selector": "relevence"}, "Did you mean"),
         ({"encode": "lasy"}, "Did you mean 'lazy'"),
+        ({"encode": "follow:8"}, "know nothing of each other"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"body_limit": 0}, "--body-limit"),
     ],

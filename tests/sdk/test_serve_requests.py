@@ -200,3 +200,10 @@ def test_reasons_to_end_are_openais_and_the_true_one_stands_beside(reason: Any, 
         assert each["tokprune"]["encode_reason"] == "1 of 2 crops"
     assert usage["usage"] == whole["usage"]
     assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
+
+
+def test_a_stream_is_not_followed_from_request_to_request() -> None:
+    assert asked(encode="lazy").options.get("encode") == "lazy"
+    for encode in ("follow", "follow:8", "follow:x"):
+        with pytest.raises(RequestInvalid, match=r"know nothing of each other.*tokprune watch"):
+            asked(encode=encode)

@@ -1,14 +1,15 @@
 """Vision encoder outputs by the content of the pixels."""
 
 import sys
+from dataclasses import replace
 from random import Random
 from threading import Thread
 
 import numpy as np
 import pytest
-from stub_model import Stub, StubGraph, a_picture, a_vlm
+from stub_model import Stub, StubGraph, a_model, a_picture, a_vlm
 
-from tokprune.types import Array, Feeds
+from tokprune.types import Array, Feeds, Prepared
 from tokprune.vision_cache import CachedEncoder, VisionCache, key_of
 
 
@@ -152,3 +153,18 @@ def test_an_answer_tells_which_calls_ran() -> None:
         third = vlm.ask(changed, "b?")
         assert (third.encoder_runs, third.encoder_hits) == (1, 0)
         assert stub.runs["vision"] == 3
+
+
+def test_what_ran_for_parts_is_told_from_what_ran_for_whole_pictures() -> None:
+    encoding = encoder(VisionCache(0))
+    whole, part = (shown(feeds(seed, size), part=size < 8) for seed, size in ((1, 8), (2, 4)))
+    for look in ([whole], [whole, part], [part]):
+        encoding.expect(look)
+        for each in look:
+            encoding.run(each.calls[0])
+    assert (encoding.ran, encoding.ran_parts) == ([8], [4])
+
+
+def shown(call: Feeds, *, part: bool) -> Prepared:
+    (picture,) = a_model(Stub()).processor.prepare([a_picture()])
+    return replace(picture, calls=(call,), part=part)

@@ -84,8 +84,8 @@ class Asking:
         row = row_of(cell.name)
         try:
             if row is not None:
-                question, most = self._task.question, self._most
-                answer = asked(self._vlm, self._media, question, row, budget, most)
+                question, most, seen = self._task.question, self._most, self._task.seen
+                answer = asked(self._vlm, self._media, question, row, budget, most, seen)
                 return Given(answer.text, answer.kept, encoded=answer.encoded)
             selection = self._selection(cell.name, budget)
         except RequestInvalid as error:  # no scores, no crops, no frames

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tokprune.budgets import Budget
-from tokprune.looking import way_of
+from tokprune.errors import RequestInvalid
+from tokprune.looking import Following, stream_way
 from tokprune.selectors import SCORING
 from tokprune.types import Answer, Medium
 from tokprune.vlm import VLM
+from tokprune_export.media import Source, load
 
 _MARK = ", encode "
 
@@ -30,15 +32,25 @@ def row_of(name: str) -> Row | None:
     return Row(selector, way) if mark else None
 
 
-def ways_of(text: str) -> tuple[str, ...]:
+def ways_of(text: str, *, streams: bool) -> tuple[str, ...]:
     """Split ways at commas, none twice.
 
+    Args:
+        text: as the user wrote it.
+        streams: whether the questions are about streams, which can be followed.
+
     Raises:
-        RequestInvalid: one has no such name, or a number that makes no sense.
+        RequestInvalid: one has no such name, or a number that makes no sense, or there is nothing
+            to follow.
     """
     ways = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for way in ways:
-        way_of(way)
+        if isinstance(stream_way(way), Following) and not streams:
+            raise RequestInvalid(
+                f"--encode {way} follows a stream, picture by picture, and these questions are "
+                "about pictures or videos that stand alone: give --suite scenes-stream, or a file "
+                'with lines such as {"stream": ["000.png", "001.png"], "question": ...}'
+            )
     return ways
 
 
@@ -55,11 +67,29 @@ def rows_of(selectors: Sequence[str], default: str, ways: Sequence[str]) -> tupl
 
 
 def asked(
-    vlm: VLM, media: Sequence[Medium], question: str, row: Row, budget: Budget, most: int
+    vlm: VLM,
+    media: Sequence[Medium],
+    question: str,
+    row: Row,
+    budget: Budget,
+    most: int,
+    seen: Sequence[Source | Medium] = (),
 ) -> Answer:
-    """Ask as a user does, from the pictures on.
+    """Ask as a user does, from the pictures on; what is followed, from the stream's first picture.
+
+    Args:
+        vlm: is asked.
+        media: what is asked about.
+        question: about these.
+        row: how.
+        budget: of every question.
+        most: tokens of the answer.
+        seen: the pictures of the stream before.
 
     Raises:
         RequestInvalid: the family has no such way.
     """
-    return vlm.ask(list(media), question, budget, row.selector, encode=row.way, max_new_tokens=most)
+    way = stream_way(row.way)
+    for picture in seen if isinstance(way, Following) else ():
+        vlm.ask([load(picture)], question, budget, row.selector, encode=way, max_new_tokens=1)
+    return vlm.ask(list(media), question, budget, row.selector, encode=way, max_new_tokens=most)

@@ -22,7 +22,7 @@ from tokprune_export.evaluation.encoding import asked, row_of
 from tokprune_export.evaluation.methods import build
 from tokprune_export.evaluation.options import is_fixed
 from tokprune_export.evaluation.suites import Task
-from tokprune_export.media import load
+from tokprune_export.media import Source, load
 
 ENCODED = 3  # runs of the vision encoder a question
 STAGES = ("vision", "first_layer", "scorer", "select", "prefill")
@@ -71,13 +71,14 @@ class _Shown(NamedTuple):
     prompt: Prompt
     vision: VisionTokens
     vision_ms: float
+    seen: Sequence[Source | Medium]  # of a stream, the pictures before
 
 
 def _encoded(vlm: VLM, task: Task) -> _Shown:
     media = [load(medium) for medium in task.media]
     prompt, prepared = vlm.model.prepare(media, task.question)
     vision, vision_ms = _encode(vlm, prepared)
-    return _Shown(media, task.question, prompt, vision, vision_ms)
+    return _Shown(media, task.question, prompt, vision, vision_ms, task.seen)
 
 
 def _encode(vlm: VLM, prepared: Sequence[Prepared]) -> tuple[VisionTokens, float]:
@@ -126,7 +127,7 @@ def _time(vlm: VLM, pool: KvPool, shown: _Shown, cell: Cell) -> Timings:
     row = row_of(cell.name)
     if row is not None:
         budget = parse_budget(cell.budget)
-        answer = asked(vlm, shown.media, shown.question, row, budget, 1)
+        answer = asked(vlm, shown.media, shown.question, row, budget, 1, shown.seen)
         return {stage: answer.timings_ms[stage] for stage in STAGES}
     prompt, vision, vision_ms = shown.prompt, shown.vision, shown.vision_ms
     if cell.name == DOWNSAMPLE:

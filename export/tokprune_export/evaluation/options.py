@@ -36,9 +36,10 @@ class EvaluateOptions:
     bundle: tyro.conf.Positional[Path]
     """The folder that tokprune-export wrote."""
     suite: str
-    """"scenes" (drawn pictures), "scenes-video" (drawn videos), or a file of your own: one JSON
-    object a line, as docs/evaluation.md shows. Without answers in it, loyalty is reported: how
-    often the answer is the unpruned one."""
+    """"scenes" (drawn pictures), "scenes-video" (drawn videos), "scenes-stream" (drawn streams of a
+    camera, asked about at their last frame), or a file of your own: one JSON object a line, as
+    docs/evaluation.md shows. Without answers in it, loyalty is reported: how often the answer is
+    the unpruned one."""
     out: Path
     """Folder for the results."""
     split: Split | None = None
@@ -63,15 +64,17 @@ class EvaluateOptions:
     """Whether each selector that reads the question has a twin that reads another question."""
     encode: str = ""
     """Ways to look at the pictures beside the whole ones, with commas, such as lazy,repeats,coarse:
-    each gets a row with the bundle's own selector, or the first of --selectors that scores."""
+    each gets a row with the bundle's own selector, or the first of --selectors that scores. Of
+    streams also follow:8: all frames are asked about in turn, and the last answer counts."""
     turns: int = 200
     """Pairs of questions about one picture, asked one after the other; 0: none."""
     timed: int = 20
     """Questions whose time to first token is measured, one process alone; 0: none."""
     tokens: int | None = None
-    """Vision tokens of a drawn picture (196 if not given) or of a frame (36)."""
+    """Vision tokens of a drawn picture or of a stream's frame (196 if not given), or of a video's
+    (36)."""
     frames: int | None = None
-    """Frames of a drawn video (8 if not given)."""
+    """Frames of a drawn video (8 if not given) or stream (12)."""
     max_new_tokens: int = 24
     """Where answers are cut off."""
     processes: int | None = None

@@ -134,7 +134,7 @@ def _plan(
         oracle,
         asked is None or DOWNSAMPLE in asked,
         options.twins,
-        ways_of(options.encode),
+        ways_of(options.encode, streams=suite.streams),
     )
     return plan, skipped
 

@@ -1,4 +1,4 @@
-"""The questions of an evaluation: drawn scenes, drawn videos, or a file of one's own."""
+"""The questions of an evaluation: drawn scenes, videos or streams, or a file of one's own."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,15 +9,23 @@ from typing import cast
 
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Modality
-from tokprune.scenes import FilmSample, Sample, Split, film_suite, suite
+from tokprune.scenes import (
+    FilmSample,
+    Sample,
+    Split,
+    StreamSample,
+    film_suite,
+    stream_suite,
+    suite,
+)
 from tokprune.scenes.suite import grid_of
 from tokprune.types import Medium
 from tokprune_export.examples import Example, read_examples
 from tokprune_export.media import Source, identity, modality
 
-SCENES, FILMS = "scenes", "scenes-video"
-TOKENS = {SCENES: 196, FILMS: 36}
-FRAMES = 8
+SCENES, FILMS, STREAMS = "scenes", "scenes-video", "scenes-stream"
+TOKENS = {SCENES: 196, FILMS: 36, STREAMS: 196}
+FRAMES = {FILMS: 8, STREAMS: 12}
 SPLIT: Split = "dev"
 AHEAD = 16  # questions that are looked at beyond the last, for one that asks something else
 WHOLE, DENSE, PICTURES, VIDEOS = "all", "dense", "pictures", "videos"
@@ -29,7 +37,7 @@ UNGROUPED = "ungrouped"
 class Suite:
     """Where questions come from."""
 
-    name: str  # "scenes", "scenes-video", or a file's name
+    name: str  # "scenes", "scenes-video", "scenes-stream", or a file's name
     split: str  # "-" of a file
     tokens: int | None = None
     frames: int | None = None
@@ -45,7 +53,14 @@ class Suite:
         """What its questions are about."""
         if self.examples:
             return {example.modality for example in self.examples}
-        return {"picture" if self.frames is None else "video"}
+        return {"video" if self.name == FILMS else "picture"}
+
+    @property
+    def streams(self) -> bool:
+        """Whether something was seen before what is asked about."""
+        if self.examples:
+            return any(example.seen for example in self.examples)
+        return self.name == STREAMS
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Task:
     dense: bool = False  # a crowded scene
     other_question: str = ""  # of another sample, which the twins read; "": there is none
     before: str = ""  # the question of the turn before it
+    seen: tuple[Source | Medium, ...] = ()  # of a stream, the pictures before the one asked about
 
     @property
     def modality(self) -> Modality:
@@ -81,15 +97,19 @@ def open_suite(
         RequestInvalid: there is none of that name, or an option has no meaning for it.
     """
     if name == SCENES and frames is not None:
-        raise RequestInvalid(f"--frames is for drawn videos: give --suite {FILMS}, or no --frames")
+        raise RequestInvalid(
+            f"--frames is for drawn videos and streams: give --suite {FILMS} or {STREAMS}, or no "
+            "--frames"
+        )
     if name in TOKENS:
         size = tokens or TOKENS[name]
         grid_of(size)
-        length = None if name == SCENES else frames or FRAMES
+        length = None if name == SCENES else frames or FRAMES[name]
         return Suite(name, split or SPLIT, size, length)
     if not Path(name).is_file():
         raise RequestInvalid(
-            f"Unknown suite {name!r}: give {SCENES}, {FILMS}, or a file with one JSON object a line"
+            f"Unknown suite {name!r}: give {SCENES}, {FILMS}, {STREAMS}, or a file with one JSON "
+            "object a line"
         )
     for option, value in (("split", split), ("tokens", tokens), ("frames", frames)):
         if value is not None:
@@ -121,15 +141,34 @@ def pairs(suite_: Suite, count: int) -> Iterator[Task]:
 
 def _drawn(suite_: Suite, scenes: int, questions: int = 1) -> Iterator[Task]:
     for sample in _samples(suite_, scenes, questions):
-        media = (sample.clip,) if isinstance(sample, FilmSample) else sample.pictures
-        dense = isinstance(sample, Sample) and sample.dense
+        media: tuple[Medium, ...]
+        seen: tuple[Medium, ...] = ()
+        match sample:
+            case FilmSample():
+                media = (sample.clip,)
+            case StreamSample():
+                seen, media = sample.frames[:-1], sample.frames[-1:]
+            case Sample():
+                media = sample.pictures
         yield Task(
-            sample.key, sample.key, media, sample.question, sample.answer, sample.group, dense
+            key=sample.key,
+            place=sample.key,
+            media=media,
+            question=sample.question,
+            answer=sample.answer,
+            group=sample.group,
+            dense=not isinstance(sample, FilmSample) and sample.dense,
+            seen=seen,
         )
 
 
-def _samples(suite_: Suite, scenes: int, questions: int) -> Iterable[Sample | FilmSample]:
+def _samples(
+    suite_: Suite, scenes: int, questions: int
+) -> Iterable[Sample | FilmSample | StreamSample]:
     split = cast(Split, suite_.split)  # files do not come here
+    if suite_.name == STREAMS:
+        tokens, frames = suite_.tokens or TOKENS[STREAMS], suite_.frames or FRAMES[STREAMS]
+        return stream_suite(split, scenes, tokens=tokens, frames=frames)
     if suite_.frames is None:
         return suite(split, scenes, tokens=suite_.tokens, questions=questions)
     grid = grid_of(suite_.tokens or TOKENS[FILMS])
@@ -137,7 +176,7 @@ def _samples(suite_: Suite, scenes: int, questions: int) -> Iterable[Sample | Fi
 
 
 def _task(example: Example, name: str) -> Task:
-    contents = [identity(source).content for source in example.media]
+    contents = [identity(source).content for source in (*example.seen, *example.media)]
     return Task(
         key=_hashed(*contents, example.question),
         place=f"{name}, line {example.line}",
@@ -145,6 +184,7 @@ def _task(example: Example, name: str) -> Task:
         question=example.question,
         answer=example.answer,
         group=example.group or UNGROUPED,
+        seen=example.seen,
     )
 
 
@@ -162,6 +202,8 @@ def _twinned(given: Iterable[Task], circle: Sequence[str]) -> Iterator[Task]:
 
 
 def _drawn_pairs(suite_: Suite, scenes: int) -> Iterator[Task]:
+    if suite_.streams:  # one question each
+        return
     last: Task | None = None
     for task in _drawn(suite_, scenes, questions=2):
         if last is not None and _scene(last) == _scene(task):

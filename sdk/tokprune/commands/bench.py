@@ -2,7 +2,7 @@
 
 import json
 import re
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,36 +11,27 @@ from typing import Any
 import numpy as np
 import tyro
 from PIL import Image as Pillow
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from tokprune.backends import Asked
-from tokprune.benching import Rows, fastest, machine, measure, row_of
+from tokprune.benching import Memory, Rows, fastest, machine, measure, row_of
 from tokprune.budgets import Budget, parse_budget
+from tokprune.commands.bench_tables import show
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.loading import load
-from tokprune.looking import way_of
+from tokprune.looking import Following, stream_way
 from tokprune.pictures import load_picture
-from tokprune.scenes import suite
+from tokprune.scenes import slowly, suite
+from tokprune.scenes.streams import NOISE, PART, STEP_PX
 from tokprune.selectors import method_of
+from tokprune.stream_benching import measure_stream, stream_row
 from tokprune.types import Answer, Image
 from tokprune.vision_cache import VISION_CACHE_BYTES
 from tokprune.vlm import VLM
 
 _LARGEST_SIDE = 8192
-_WIDTH = 120  # of the tables where there is no terminal
-_STAGES = {  # headings
-    "wait": "wait",
-    "preprocess": "read",
-    "vision": "vision",
-    "first_layer": "layer 1",
-    "scorer": "scorer",
-    "select": "select",
-    "prefill": "prefill",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,8 @@ class Bench:
     selector: str | None = None
     """How tokens are chosen; the bundle's default if not given."""
     encode: str = "full"
-    """What the vision encoder is shown, as in `tokprune ask`."""
+    """What the vision encoder is shown, as in `tokprune ask`; follow:8: of a stream that changes
+    slowly, drawn from the picture, beside full looks at the same frames."""
     rounds: int = 20
     """How often each budget is measured."""
     warmup: int = 3
@@ -104,7 +96,7 @@ def run_bench(command: Bench) -> int:
     if command.json:
         print(text)
     else:
-        _show(report)
+        show(report)
     return 0 if any(row["rounds"] for each in rows.values() for row in each) else 1
 
 
@@ -125,7 +117,7 @@ def _checked(command: Bench) -> tuple[Image, dict[str, Budget]]:
         )
     if command.selector is not None:
         method_of(command.selector)
-    way_of(command.encode)
+    stream_way(command.encode)
     if command.output is not None and not command.output.absolute().parent.is_dir():
         raise RequestInvalid(f"--output: there is no folder {command.output.absolute().parent}")
     names = [name.strip() for name in command.budgets.split(",") if name.strip()]
@@ -155,23 +147,23 @@ def _measured(
     command: Bench, bundle: Path, picture: Image, budgets: dict[str, Budget]
 ) -> dict[str, Any]:
     """Load a bundle and measure it; its memory goes back when this returns."""
+    way = stream_way(command.encode)
     # Crops that are encoded by themselves repeat: the pixel that differs lies in one of them.
-    cache = VISION_CACHE_BYTES if command.encode == "full" else 0
+    cache = VISION_CACHE_BYTES if way == "full" else 0
     with (
         load(
             bundle, backend=command.backend, threads=command.threads, vision_cache_bytes=cache
         ) as vlm,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
-        task = progress.add_task(bundle.name, total=command.warmup + command.rounds)
-        cells, memory = measure(
-            partial(_ask, vlm, command),
-            picture,
-            budgets,
-            rounds=command.rounds,
-            warmup=command.warmup,
-            after_round=partial(progress.advance, task),
-        )
+        vlm.model.check_encode(way, command.selector)
+        rounds = command.warmup + command.rounds + isinstance(way, Following)  # the first frame
+        task = progress.add_task(bundle.name, total=rounds)
+        advance = partial(progress.advance, task)
+        if isinstance(way, Following):
+            measured = _followed(vlm, command, way, picture, budgets, advance)
+        else:
+            measured = _asked(vlm, command, picture, budgets, advance)
     manifest = vlm.bundle.manifest
     return {
         "bundle": str(bundle),
@@ -182,98 +174,81 @@ def _measured(
         "threads": command.threads,
         "selector": command.selector or manifest.default_selector,
         "encode": command.encode,
-        "budgets": [row_of(cell) for cell in cells],
-        "memory": {
-            "warm_bytes": memory.warm,
-            "end_bytes": memory.end,
-            "growth_bytes": memory.growth,
+        **measured,
+    }
+
+
+def _asked(
+    vlm: VLM,
+    command: Bench,
+    picture: Image,
+    budgets: dict[str, Budget],
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """Ask about one picture."""
+
+    def ask(picture: Image, budget: Budget) -> Answer:
+        return _ask(vlm, command, picture, budget, command.encode)
+
+    cells, memory = measure(
+        ask,
+        picture,
+        budgets,
+        rounds=command.rounds,
+        warmup=command.warmup,
+        after_round=advance,
+    )
+    return {"budgets": [row_of(cell) for cell in cells], "memory": _memory(memory)}
+
+
+def _followed(
+    vlm: VLM,
+    command: Bench,
+    follow: Following,
+    picture: Image,
+    budgets: dict[str, Budget],
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """Follow a stream that is made of the picture."""
+    cells, memory = measure_stream(
+        partial(_ask, vlm, command),
+        slowly(picture, np.random.default_rng(0)),
+        budgets,
+        within=follow.within,
+        rounds=command.rounds,
+        warmup=command.warmup,
+        after_round=advance,
+    )
+    return {
+        "budgets": [stream_row(cell) for cell in cells],
+        "memory": _memory(memory),
+        "stream": {
+            "within": follow.within,
+            "frames": 1 + command.rounds,
+            "noise": NOISE,
+            "step_px": STEP_PX,
+            "moving_share": round(1 / PART**2, 4),
+            "seed": 0,
         },
     }
 
 
-def _ask(vlm: VLM, command: Bench, picture: Image, budget: Budget) -> Answer:
+def _memory(memory: Memory) -> dict[str, int | None]:
+    return {
+        "warm_bytes": memory.warm,
+        "end_bytes": memory.end,
+        "growth_bytes": memory.growth,
+    }
+
+
+def _ask(
+    vlm: VLM, command: Bench, picture: Image, budget: Budget, encode: str | Following
+) -> Answer:
     return vlm.ask(
         picture,
         command.question,
         budget,
         command.selector,
         max_new_tokens=command.max_new_tokens,
-        encode=command.encode,
+        encode=encode,
     )
-
-
-def _show(report: dict[str, Any]) -> None:
-    """Print a table for each bundle, and which is fastest."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    for result in report["bundles"]:
-        console.print(_table(result))
-        if result["encode"] != "full":
-            console.print(_encoded(result), soft_wrap=True)
-        memory = result["memory"]
-        if memory["growth_bytes"] is not None:
-            console.print(
-                f"resident memory after the warm-up {memory['warm_bytes'] / 2**20:.1f} MiB, "
-                f"growth {memory['growth_bytes'] / 2**20:+.2f} MiB"
-            )
-    for rank in report["fastest"]:
-        console.print(
-            f"{rank['budget']}: fastest {rank['stage']}: {rank['bundle']}, {rank['lead']:.2f} "
-            f"times the speed of {rank['next']}",
-            soft_wrap=True,
-        )
-    facts = report["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    console.print(
-        f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, load "
-        f"{facts['load_average'][0]} before, {versions}; {report['rounds']} rounds after "
-        f"{report['warmup']}",
-        soft_wrap=True,
-    )
-
-
-def _table(result: dict[str, Any]) -> Table:
-    """Return medians of one bundle; of the time to the first token the 95th percentile, too."""
-    rows: Rows = result["budgets"]
-    stages = [name for name in _STAGES if any(name in row.get("stages_ms", {}) for row in rows)]
-    title = f"{result['bundle']} ({result['precision']}, {result['backend']}, {result['llm_form']})"
-    table = Table(title=f"{title}: ms, medians", title_justify="left", box=SIMPLE, padding=(0, 1))
-    table.add_column("budget")
-    headings = ["kept", "TTFT", "p95", *(_STAGES[name] for name in stages), "a token", "tokens/s"]
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    if any(row["error"] for row in rows):
-        table.add_column("refused", overflow="fold")
-    for row in rows:
-        refused = _refusal(row)
-        table.add_row(row["budget"], *_figures(row, stages), *([refused] if refused else []))
-    return table
-
-
-def _figures(row: dict[str, Any], stages: list[str]) -> list[str]:
-    if not row["rounds"]:
-        return ["-"] * (5 + len(stages))
-    each, ttft = row["decode_ms_per_token"], row["ttft_ms"]
-    return [
-        f"{row['kept']['mean']:g} of {row['total']}",
-        *(f"{ttft[name]:.1f}" for name in ("p50", "p95")),
-        *(f"{row['stages_ms'][name]['p50']:.1f}" for name in stages),
-        "-" if each is None else f"{each['p50']:.2f}",
-        "-" if row["decode_tokens_per_s"] is None else f"{row['decode_tokens_per_s']:.1f}",
-    ]
-
-
-def _encoded(result: dict[str, Any]) -> str:
-    counts = ", ".join(
-        f"{row['encoded']['mean']:g} of {row['total']} at {row['budget']}"
-        for row in result["budgets"]
-        if row["rounds"]
-    )
-    return f"vision tokens encoded by {result['encode']}: {counts or 'none'}"
-
-
-def _refusal(row: dict[str, Any]) -> str:
-    error = row["error"]
-    if error is None:
-        return ""
-    asked = row["rounds"] + row["refused"]
-    return f"{row['refused']} of {asked}: {error['code']}: {error['message']}"

@@ -115,16 +115,25 @@ def table(calibration: Calibration) -> Table:
     found.add_column("stage")
     for heading in ("from N", "ms", "to N", "ms", "p95", "runs"):
         found.add_column(heading, justify="right")
-    for stage in STAGES:
-        curve = calibration.stages[stage]
+    for name, curve in _curves(calibration).items():
         points = sorted(curve.points, key=lambda point: point.median_ms)
-        cells = [stage]
+        cells = [name]
         for point in (points[0], points[-1]):
             cells += [_number(sum(point.sizes)), _number(point.median_ms)]
         cells += [f"x {curve.spread:.2f}", str(sum(point.samples for point in points))]
         found.add_row(*cells)
     found.caption = "N: " + "; ".join(f"{stage}, {_SIZES[stage]}" for stage in STAGES)
     return found
+
+
+def _curves(calibration: Calibration) -> dict[str, Curve]:
+    """Return all curves by what they are called."""
+    curves: dict[str, Curve] = {}
+    for stage in STAGES:
+        curves[stage] = calibration.stages[stage]
+        if stage == "vision" and calibration.parts is not None:
+            curves["vision, parts"] = calibration.parts
+    return curves
 
 
 def _number(value: float) -> str:
@@ -156,6 +165,8 @@ def plot(calibration: Calibration) -> bytes:
     axes = figure.subplots(2, 3).ravel()
     for axis, stage in zip(axes, STAGES, strict=False):
         _draw(axis, stage, calibration.stages[stage])
+    if calibration.parts is not None:
+        _draw_parts(axes[0], calibration.parts)
     axes[-1].axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
     axes[-1].legend(handles, labels, loc="center", frameon=False)
@@ -170,10 +181,7 @@ def plot(calibration: Calibration) -> bytes:
 
 def _draw(axis: Any, stage: Stage, curve: Curve) -> None:
     """Draw one stage. Points that stand for several runs are drawn as their mean."""
-    points = sorted(curve.points, key=lambda point: sum(point.sizes) / len(point.sizes))
-    sizes = [sum(point.sizes) / len(point.sizes) for point in points]
-    medians = [point.median_ms / len(point.sizes) for point in points]
-    tops = [point.p95_ms / len(point.sizes) for point in points]
+    sizes, medians, tops = _points(curve)
     above = [max(0.0, top - middle) for top, middle in zip(tops, medians, strict=True)]
     axis.errorbar(
         sizes, medians, yerr=[[0.0] * len(above), above], fmt="o", capsize=3, label="median, p95"
@@ -185,3 +193,21 @@ def _draw(axis: Any, stage: Stage, curve: Curve) -> None:
     axis.set(title=stage, xlabel=_SIZES[stage], ylabel="ms")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
+
+
+def _draw_parts(axis: Any, curve: Curve) -> None:
+    """Draw what the vision encoder takes of parts beside what it takes of whole pictures."""
+    sizes, medians, _ = _points(curve)
+    steps = [max(sizes) * step / 100 for step in range(101)]
+    (line,) = axis.plot(steps, [curve.ms(size) for size in steps], linewidth=1, label="of parts")
+    axis.plot(sizes, medians, "x", color=line.get_color())
+
+
+def _points(curve: Curve) -> tuple[list[float], list[float], list[float]]:
+    """Return sizes, medians and 95th percentiles, each for one run."""
+    points = sorted(curve.points, key=lambda point: sum(point.sizes) / len(point.sizes))
+    return (
+        [sum(point.sizes) / len(point.sizes) for point in points],
+        [point.median_ms / len(point.sizes) for point in points],
+        [point.p95_ms / len(point.sizes) for point in points],
+    )

@@ -16,10 +16,9 @@ from tokprune.backends import Asked
 from tokprune.budgets import parse_budget
 from tokprune.errors import BackendUnavailable, RequestInvalid
 from tokprune.loading import load
-from tokprune.looking import way_of
 from tokprune.selectors import method_of
 from tokprune.serving.app import application
-from tokprune.serving.asking import Rules
+from tokprune.serving.asking import Rules, served_way
 from tokprune.serving.door import Door
 from tokprune.serving.running import (
     address_of,
@@ -129,7 +128,7 @@ def _check(command: Serve) -> None:
         )
     if command.selector is not None:
         method_of(command.selector)
-    way_of(command.encode)
+    served_way(command.encode)
     for name, value, least in (
         ("--max-new-tokens", command.max_new_tokens, 1),
         ("--body-limit", command.body_limit, 1024),

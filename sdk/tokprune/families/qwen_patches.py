@@ -85,4 +85,5 @@ def cut(shown: Prepared, tokens: Int64[Array, " m"]) -> Prepared:
         where=where,
         regions=tuple(shown.regions[number] for number in there),
         units=shown.units[tokens][:, there],
+        part=True,
     )

@@ -53,7 +53,9 @@ def apart(prepared: Prepared) -> Prepared:
         for call in prepared.calls
         for number in range(len(call["pixel_values"]))
     )
-    return prepared if len(calls) == len(prepared.calls) else replace(prepared, calls=calls)
+    if len(calls) == len(prepared.calls):
+        return prepared
+    return replace(prepared, calls=calls, part=True)
 
 
 def units_of(media: Sequence[Prepared]) -> Units:

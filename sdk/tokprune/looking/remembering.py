@@ -125,7 +125,7 @@ class _Blocks:
             new.held[tokens.shape[-1]] = [tokens]
             return tokens
 
-        return replace(self._picture, calls=made.calls, pack=pack), len(places)
+        return replace(self._picture, calls=made.calls, pack=pack, part=True), len(places)
 
     def _with_surroundings(self, tokens: Bool[Array, " n"]) -> Bool[Array, " n"]:
         """Mark the tokens around some too, diagonally as well."""

@@ -68,7 +68,8 @@ class Repeats:
             if calls not in known:
                 known[calls], count = _without(shown, repeated(shown, self.tau), cut)
                 encoded += count
-            made.append(replace(shown, calls=known[calls].calls, pack=known[calls].pack))
+            same = known[calls]
+            made.append(replace(shown, calls=same.calls, pack=same.pack, part=same.part))
         return tuple(made), encoded
 
 
@@ -82,7 +83,7 @@ def _without(shown: Prepared, of: Int64[Array, " n"], cut: Cut) -> tuple[Prepare
     def pack(outputs: list[Array]) -> Array:
         return made.pack(outputs)[index]
 
-    return replace(shown, calls=made.calls, pack=pack), len(kept)
+    return replace(shown, calls=made.calls, pack=pack, part=True), len(kept)
 
 
 def once(media: Sequence[Prepared], tau: float) -> tuple[tuple[Prepared, ...], int]:

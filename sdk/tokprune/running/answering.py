@@ -1,6 +1,6 @@
 """One request on the worker: the flow, wrapped, and its tokens as text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -9,14 +9,14 @@ import numpy as np
 from tokprune.budgets import Budget
 from tokprune.control import Control
 from tokprune.errors import BudgetImpossible
-from tokprune.graphs import FirstLayerGraph
+from tokprune.graphs import FirstLayerGraph, VisionEncoder
 from tokprune.guarding import GuardedGraph
 from tokprune.kv import KvPool
 from tokprune.llm import Access
 from tokprune.looking import Look
 from tokprune.model import Model
 from tokprune.pipeline import Llm, Pipeline, VisionGraph
-from tokprune.running.forecasts import Planned, learnable, planned
+from tokprune.running.forecasts import Planned, learnable, planned, ran_sizes
 from tokprune.running.looks import TimedLooking, looking_for, ranked
 from tokprune.running.task import Task
 from tokprune.running.writing import write
@@ -30,6 +30,7 @@ from tokprune.types import (
     Answer,
     First,
     FirstLayer,
+    Prepared,
     Prompt,
     Ranking,
     Selection,
@@ -129,7 +130,7 @@ def _learn(
     """
     sizes = plan.sizes
     if plan.way != "full":  # the curves of first layer and scorer are of one run over everything
-        sizes = replace(sizes, patches=tuple(encoder.ran))
+        sizes = ran_sizes(sizes, encoder)
         ran = {stage: ran[stage] for stage in ("vision", "select", "prefill") if stage in ran}
     latency.learn(sizes, kept, ran)
 
@@ -146,7 +147,7 @@ def _pipeline(
     scorer = replace(model.scorer, graph=GuardedGraph(model.scorer.graph, control))
     first = replace(model.first_layer, graph=GuardedGraph(model.first_layer.graph, control))
     chosen = task.make_selector(Inputs(watch.timed("scorer", scorer), model.llm.embed))
-    vision: VisionGraph = replace(model.vision, graph=encoder)
+    vision: VisionGraph = partial(_encoded, replace(model.vision, graph=encoder), encoder)
     if task.seen is not None:
         vision = _same(task.seen)
     whole = Pipeline(
@@ -184,6 +185,13 @@ def _llm(model: Model, task: Task, access: Access) -> Llm:
     if task.tree is not None:
         return partial(model.llm.choose, tree=task.tree, access=access)
     return partial(model.llm.generate, generation=task.options.generation, access=access)
+
+
+def _encoded(
+    vision: VisionEncoder, encoder: CachedEncoder, media: Sequence[Prepared]
+) -> VisionTokens:
+    encoder.expect(media)
+    return vision(media)
 
 
 def _same(vision: VisionTokens) -> VisionGraph:

@@ -6,11 +6,11 @@ from functools import partial
 from math import ceil
 from typing import NamedTuple
 
-from tokprune.budgets import Auto, Budget, Deadline, floor_of
-from tokprune.looking import FULL, Coarse, Full, Lazy, Look, Looking, frames_in, way_of
+from tokprune.budgets import Auto, Budget, Deadline, Timed, floor_of
+from tokprune.looking import FULL, Asked, Coarse, Full, Lazy, Look, Looking, frames_in, way_of
 from tokprune.running.task import Task
 from tokprune.stopwatch import Stopwatch
-from tokprune.timing.latency import Latency, impossible
+from tokprune.timing.latency import Forecast, Latency, impossible
 from tokprune.timing.plans import (
     Clock,
     Encoding,
@@ -32,12 +32,20 @@ def request_sizes(task: Task, encoder: CachedEncoder, media: Sequence[Prepared])
         encoder: knows what was encoded.
         media: what is to be encoded first.
     """
-    sizes = replace(sizes_of(task.prompt, task.media), patches=sizes_of(task.prompt, media).patches)
+    sizes = replace(sizes_of(task.prompt, task.media), patches=(), parts=())
     if task.seen is not None:
-        return replace(sizes, patches=())
-    calls = [call for shown in media for call in shown.calls]
-    new = [size for size, call in zip(sizes.patches, calls, strict=True) if not encoder.has(call)]
-    return replace(sizes, patches=tuple(new))
+        return sizes
+    new = [
+        replace(shown, calls=tuple(call for call in shown.calls if not encoder.has(call)))
+        for shown in media
+    ]
+    encoded = sizes_of(task.prompt, new)
+    return replace(sizes, patches=encoded.patches, parts=encoded.parts)
+
+
+def ran_sizes(sizes: Sizes, encoder: CachedEncoder) -> Sizes:
+    """Return the sizes of a request with what the encoder ran of it."""
+    return replace(sizes, patches=tuple(encoder.ran), parts=tuple(encoder.ran_parts))
 
 
 def clock_of(
@@ -62,7 +70,7 @@ def clock_of(
     forecast.check(budget, watch.elapsed_ms())
 
     def now() -> Timing:
-        known = sizes if encoder is None else replace(sizes, patches=tuple(encoder.ran))
+        known = sizes if encoder is None else ran_sizes(sizes, encoder)
         return Timing(replace(forecast, sizes=known), watch.elapsed_ms(), dict(watch.timings_ms))
 
     return now
@@ -132,37 +140,71 @@ def _coarse(
     budget, asked = task.budget, task.asked
     assert isinstance(budget, (Deadline, Auto))
     sizes = request_sizes(task, encoder, task.media)
-    elapsed_ms = watch.elapsed_ms()
-    whole = latency.forecast(sizes)
-    total, floor = asked.total, floor_of(budget, sizes.frames, asked.total)
-    kept = whole.cap(budget.ttft_ms, elapsed_ms + whole.before_ms, {}, total)
-    if kept >= floor and way_of(task.options.encode).name == "auto":  # it looks twice if it must
-        return Planned("full", FULL, sizes, clock_of(budget, sizes, latency, watch, None))
-    first = _first(task, looking, watch)
+    whole, floor = latency.forecast(sizes), floor_of(budget, sizes.frames, asked.total)
+
+    def most() -> int:
+        """Return how many tokens there is time to keep, if all is encoded from now on."""
+        before_ms = watch.elapsed_ms() + whole.before_ms
+        return whole.cap(budget.ttft_ms, before_ms, {}, asked.total)
+
+    def at_once(way: str, looking: Looking, begun: Look | None = None) -> Planned:
+        clock = clock_of(budget, sizes, latency, watch, None)
+        return Planned(way, looking, sizes, clock, begun)
+
+    if way_of(task.options.encode).name == "auto" and most() >= floor:  # it looks twice if it must
+        return at_once("full", FULL)
+    first = _first(task, looking, watch)  # cutting the small pictures has taken time
     if first.last:  # too small to be looked at twice
-        clock = clock_of(budget, sizes, latency, watch, None)
-        return Planned(way, looking, sizes, clock, first)
+        return at_once(way, looking, first)
     small = sizes_of(first.prompt, first.media)
-    coarse = latency.forecast(small)
+    twice = _Twice(budget, looking, _encoding(asked, looking), latency.forecast(small), watch)
+    if (kept := most()) >= floor and kept * looking.times >= twice.fits(asked):
+        return at_once(way, Full("there is time to look at everything"))
+    twice.check(asked, floor)
+
+    def clock() -> Timing:
+        known = replace(twice.forecast, sizes=ran_sizes(small, encoder))
+        return Timing(known, watch.elapsed_ms(), dict(watch.timings_ms))
+
+    looking = replace(looking, room=partial(twice.room, clock))
+    return Planned(way, looking, small, clock, first)
+
+
+def _encoding(asked: Asked, looking: Coarse) -> Encoding:
+    """Return what it takes to encode some tokens of what was asked about."""
     pixels = sum(call["pixel_values"].size for shown in asked.media for call in shown.calls)
-    encoding = Encoding(ceil(pixels / total), len(frames_in(asked)), looking.times)
+    return Encoding(ceil(pixels / asked.total), len(frames_in(asked)), looking.times)
 
-    def room(clock: Clock, fewest: int, wanted: int) -> int:
-        return tokens_in_time(budget, clock, encoding, fewest, wanted)
 
-    before_ms = elapsed_ms + coarse.before_ms
-    fewest = looking.fewest(asked)
-    fits = room(lambda: Timing(coarse, before_ms, {}), fewest, total)
-    if kept >= floor and kept * looking.times >= fits:
-        clock = clock_of(budget, sizes, latency, watch, None)
-        return Planned(way, Full("there is time to look at everything"), sizes, clock)
-    encode_ms, rest = encoded_ms(coarse, encoding, fewest, {})
-    if before_ms + encode_ms + rest.p50_ms > budget.ttft_ms and not budget.best_effort:
-        raise impossible(budget, floor, before_ms + encode_ms, rest)
+class _Twice(NamedTuple):
+    """What two looks take, the first being cut."""
 
-    def clock_now() -> Timing:
-        known = replace(small, patches=tuple(encoder.ran))
-        return Timing(replace(coarse, sizes=known), watch.elapsed_ms(), dict(watch.timings_ms))
+    budget: Timed
+    looking: Coarse
+    encoding: Encoding
+    forecast: Forecast  # of the first look
+    watch: Stopwatch
 
-    looking = replace(looking, room=partial(room, clock_now))
-    return Planned(way, looking, small, clock_now, first)
+    def room(self, clock: Clock, fewest: int, wanted: int) -> int:
+        """Return how many tokens there is time to encode in full."""
+        return tokens_in_time(self.budget, clock, self.encoding, fewest, wanted)
+
+    def before(self) -> Timing:
+        """Return where the request will stand after the first look."""
+        return Timing(self.forecast, self.watch.elapsed_ms() + self.forecast.before_ms, {})
+
+    def fits(self, asked: Asked) -> int:
+        """Return how many tokens there will be time to encode in full."""
+        return self.room(self.before, self.looking.fewest(asked), asked.total)
+
+    def check(self, asked: Asked, floor: int) -> None:
+        """Refuse what the fewest tokens miss.
+
+        Raises:
+            BudgetImpossible: as it says.
+        """
+        fewest, before_ms = self.looking.fewest(asked), self.before().elapsed_ms
+        encode_ms, rest = encoded_ms(self.forecast, self.encoding, fewest, {})
+        expected_ms = before_ms + encode_ms + rest.p50_ms
+        if expected_ms > self.budget.ttft_ms and not self.budget.best_effort:
+            raise impossible(self.budget, floor, before_ms + encode_ms, rest)

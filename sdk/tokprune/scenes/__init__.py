@@ -7,11 +7,19 @@ from tokprune.scenes.page_questions import ask_page, describe_page
 from tokprune.scenes.pages import Chart, Form, Page, make_page
 from tokprune.scenes.questions import Question, ask, compare, describe, in_picture
 from tokprune.scenes.scene import Scene, Thing, make_scene
+from tokprune.scenes.streams import (
+    STREAM_GROUPS,
+    StreamSample,
+    noisy,
+    slowly,
+    stream_suite,
+)
 from tokprune.scenes.suite import GROUPS, Sample, Split, make_companion, suite
 
 __all__ = [
     "FILM_GROUPS",
     "GROUPS",
+    "STREAM_GROUPS",
     "Chart",
     "FilmSample",
     "Form",
@@ -20,6 +28,7 @@ __all__ = [
     "Sample",
     "Scene",
     "Split",
+    "StreamSample",
     "Thing",
     "ask",
     "ask_page",
@@ -32,6 +41,9 @@ __all__ = [
     "make_companion",
     "make_page",
     "make_scene",
+    "noisy",
+    "slowly",
+    "stream_suite",
     "suite",
     "write",
 ]

@@ -125,12 +125,19 @@ def _asked(
             if found:
                 return [(pair, question) for question in list(dict.fromkeys(found))[:count]]
             continue
-        scene = _scene(rng, grid, sign=groups[0] == "text")
-        kinds = KINDS[groups[0]]
+        scene, first = scene_question(rng, grid, groups[0])
+        others = [kind for group in groups[1:] for kind in KINDS.get(group, ())]
+        more = ask(rng, scene, others or KINDS[groups[0]], count) if count > 1 else []
+        return [((scene,), each) for each in list(dict.fromkeys([first, *more]))[:count]]
+
+
+def scene_question(rng: Random, grid: tuple[int, int], group: str) -> tuple[Scene, Question]:
+    """Make a scene, and a question of one group of `KINDS` about it."""
+    kinds = KINDS[group]
+    while True:
+        scene = _scene(rng, grid, sign=group == "text")
         if first := ask(rng, scene, rng.sample(kinds, len(kinds)), 1):
-            others = [kind for group in groups[1:] for kind in KINDS.get(group, ())] or kinds
-            more = ask(rng, scene, others, count) if count > 1 else []
-            return [((scene,), each) for each in list(dict.fromkeys([*first, *more]))[:count]]
+            return scene, first[0]
 
 
 def _scene(rng: Random, grid: tuple[int, int], *, sign: bool) -> Scene:

@@ -12,7 +12,7 @@ from tokprune.errors import (
     DeadlineExceeded,
     RequestInvalid,
 )
-from tokprune.looking import way_of
+from tokprune.looking import Way, way_of
 from tokprune.running.request import AskOptions
 from tokprune.selectors import method_of
 from tokprune.serving.data_urls import PictureReader
@@ -77,7 +77,7 @@ def asked_of(request: ChatRequest, rules: Rules) -> Asked:
     if request.selector is not None:
         method_of(request.selector)
     if request.encode is not None:
-        way_of(request.encode)
+        served_way(request.encode)
     options = _options(request, rules)
     _check_size(request.messages)
     system, turns = _turns(request.messages)
@@ -96,6 +96,22 @@ def asked_of(request: ChatRequest, rules: Rules) -> Asked:
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
+
+
+def served_way(encode: str) -> Way:
+    """Read a way to look that a request can ask for: not what follows a stream.
+
+    Raises:
+        RequestInvalid: it is none.
+    """
+    if encode.partition(":")[0] == "follow":
+        raise RequestInvalid(
+            f"Got encode={encode!r:.100}, but requests to this server know nothing of each other, "
+            "and a stream is followed by remembering what it showed before. Here ask with 'auto', "
+            "'lazy', 'coarse' or 'repeats'. A camera is followed by `tokprune watch --encode "
+            "follow:8`, or in a program by tokprune.Following(within=8), given to every `ask`"
+        )
+    return way_of(encode)
 
 
 def later(asked: Asked, elapsed_s: float) -> Asked:

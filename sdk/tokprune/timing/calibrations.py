@@ -29,7 +29,11 @@ Samples: TypeAlias = Sequence[tuple[Sequence[float | int], Sequence[float]]]  # 
 Stage = Literal["vision", "first_layer", "scorer", "select", "prefill"]
 STAGES: tuple[Stage, ...] = ("vision", "first_layer", "scorer", "select", "prefill")
 FILE = "calibration.json"
-SCHEMA = 1
+SCHEMA = 2
+READ = (
+    1,
+    2,
+)  # of schema 1 no parts of pictures were measured: what whole ones cost stands for them
 _LARGEST_BYTES = 1 << 20
 _P95 = 95
 
@@ -77,6 +81,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[str, str]
     date: str  # ISO 8601, UTC
     seconds: float
+    parts: Curve | None = None  # `vision` where it is shown parts; None: the bundle has none
 
 
 def fit(samples: Samples) -> Curve:
@@ -210,8 +215,8 @@ def _fault(data: bytes, bundle: Bundle, backend: Backend, threads: int | None) -
         found = msgspec.json.decode(data, type=Calibration)
     except msgspec.DecodeError as error:  # ValidationError is one
         return f"is no calibration of this version of tokprune ({error})"
-    if found.schema != SCHEMA:
-        return f"has schema {found.schema}, this version of tokprune reads {SCHEMA}"
+    if found.schema not in READ:
+        return f"has schema {found.schema}, this version of tokprune reads {READ[0]} to {SCHEMA}"
     if found.manifest_sha256 != sha256_file(bundle.path / MANIFEST):
         return "was measured with another bundle"
     here = (backend, device_name(backend), threads)
@@ -220,7 +225,9 @@ def _fault(data: bytes, bundle: Bundle, backend: Backend, threads: int | None) -
         return f"was measured with {_words(there)}, this is {_words(here)}"
     if threads is None and found.cores != cores():
         return f"was measured with {found.cores} processors, this process may use {cores()}"
-    if set(found.stages) != set(STAGES) or not all(map(_sound, found.stages.values())):
+    parts = [] if found.parts is None else [found.parts]
+    curves = [*found.stages.values(), *parts]
+    if set(found.stages) != set(STAGES) or not all(map(_sound, curves)):
         return "lacks a stage, or holds numbers that make no sense"
     return None
 

@@ -66,12 +66,14 @@ class Forecast:
     curves: Mapping[Stage, Curve]
     levels: Mapping[Stage, float]
     margin: float
+    parts: Curve | None = None  # of the encoder's calls for parts of pictures; None: as for whole
 
     def stage_ms(self, stage: Stage, kept: int) -> float:
         """Return the expected time of one stage."""
         curve = self.curves[stage]
         if stage == "vision":
             plain = sum((curve.ms(patches) for patches in self.sizes.patches), 0.0)
+            plain += sum(((self.parts or curve).ms(part) for part in self.sizes.parts), 0.0)
         else:
             plain = curve.ms(stage_size(stage, self.sizes, kept))
         return plain * exp(self.levels[stage])
@@ -82,8 +84,8 @@ class Forecast:
         return sum(self.stage_ms(stage, 0) for stage in _BEFORE)
 
     def unit_ms(self, pixels: int) -> float:
-        """Return the expected time of encoding one more tile or frame of so many values."""
-        return self.curves["vision"].ms(pixels) * exp(self.levels["vision"])
+        """Return the expected time of encoding one more tile, frame or cut of so many values."""
+        return (self.parts or self.curves["vision"]).ms(pixels) * exp(self.levels["vision"])
 
     def prefill_ms(self, kept: int, so_far_ms: Mapping[str, float] = _NOTHING) -> Quantiles:
         """Return the time of the prefill alone.
@@ -250,7 +252,7 @@ class Latency:
         """Return what is believed now: levels fade, as a refused request teaches nothing."""
         faded = exp(-max(0.0, self._clock() - self._learnt_s) / FADE_S)
         levels: dict[Stage, float] = {s: level * faded for s, level in self._levels.items()}
-        return Forecast(sizes, calibration.stages, levels, self._margin)
+        return Forecast(sizes, calibration.stages, levels, self._margin, calibration.parts)
 
 
 def _learnt(before: Forecast, kept: int, timings_ms: Mapping[str, float]) -> dict[Stage, float]:

@@ -1,7 +1,8 @@
 """Budgets that depend on scores or on time, applied to one question."""
 
 from collections.abc import Callable, Mapping
-from math import ceil
+from dataclasses import replace
+from math import ceil, exp
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -188,9 +189,12 @@ def encoded_ms(
     """
     pixels = ceil(tokens / encoding.calls) * encoding.pixels
     encode_ms = encoding.calls * forecast.unit_ms(pixels)
+    closer = replace(forecast, sizes=replace(forecast.sizes, vision_tokens=tokens))
     if encoding.times > 1:
-        encode_ms += forecast.stage_ms("first_layer", 0) + forecast.stage_ms("scorer", 0)
-    return encode_ms, forecast.rest_ms(ceil(tokens / encoding.times), so_far_ms)
+        encode_ms += closer.stage_ms("first_layer", 0) + closer.stage_ms("scorer", 0)
+    slower = exp(forecast.surprise(so_far_ms))  # which the first look's own sizes tell
+    rest = closer.rest_ms(ceil(tokens / encoding.times))
+    return encode_ms, Quantiles(rest.p50_ms * slower, rest.p95_ms * slower)
 
 
 def _capped(total: int, floor: int, cap: int | None, need: int) -> Plan:

@@ -15,21 +15,27 @@ class Sizes:
     vision_tokens: int
     text_rows: int  # of the prompt, vision tokens not counted
     frames: int  # a picture is one
+    parts: tuple[int, ...] = ()  # as `patches`, of calls that take a part of a picture or video
 
 
 def sizes_of(prompt: Prompt, media: Sequence[Prepared]) -> Sizes:
     """Return the sizes of a prepared request that is wholly computed.
 
-    Where a cache holds what an encoder call would give, leave that call out of `patches`.
+    A call that is given twice runs once. Where a cache holds what an encoder call would give, leave
+    that call out.
     """
-    calls = [call["pixel_values"] for shown in media for call in shown.calls]
+    calls = {id(call): (shown.part, call) for shown in media for call in shown.calls}.values()
+    whole, parts = (
+        tuple(call["pixel_values"].size for part, call in calls if part is wanted)
+        for wanted in (False, True)
+    )
     frames = {(region.picture, region.frame) for shown in media for region in shown.regions}
     slots = len(prompt.slots)
-    return Sizes(tuple(c.size for c in calls), slots, len(prompt.ids) - slots, len(frames))
+    return Sizes(whole, slots, len(prompt.ids) - slots, len(frames), parts)
 
 
 def stage_size(stage: Stage, sizes: Sizes, kept: int) -> float | int:
-    """Return the N of a stage's curve. `vision` has one for each call (`Sizes.patches`)."""
+    """Return the N of a stage's curve. `vision` has one for each call (`patches`, `parts`)."""
     match stage:
         case "first_layer":
             return sizes.text_rows + sizes.vision_tokens
@@ -40,4 +46,4 @@ def stage_size(stage: Stage, sizes: Sizes, kept: int) -> float | int:
         case "prefill":
             return sizes.text_rows + kept
         case "vision":
-            return sum(sizes.patches)
+            return sum(sizes.patches) + sum(sizes.parts)

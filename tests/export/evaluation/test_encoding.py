@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tokprune.errors import RequestInvalid
-from tokprune.scenes import suite
+from tokprune.looking import Following
+from tokprune.scenes import stream_suite, suite
 from tokprune_export.evaluation.asking import answer_cells
 from tokprune_export.evaluation.cells import Cell, Plan
 from tokprune_export.evaluation.encoding import Row, row_of, rows_of, ways_of
@@ -22,10 +23,18 @@ def test_a_row_is_named_after_its_selector_and_its_way() -> None:
 
 
 def test_ways_are_read_with_commas_and_checked() -> None:
-    assert ways_of(" lazy, lazy:2,lazy ,") == ("lazy", "lazy:2")
-    assert ways_of("") == ()
+    assert ways_of(" lazy, lazy:2,lazy ,", streams=False) == ("lazy", "lazy:2")
+    assert ways_of("", streams=True) == ()
     with pytest.raises(RequestInvalid, match="Did you mean 'coarse'"):
-        ways_of("lazy,coarce")
+        ways_of("lazy,coarce", streams=False)
+
+
+def test_only_streams_are_followed() -> None:
+    assert ways_of("lazy,follow:4,follow", streams=True) == ("lazy", "follow:4", "follow")
+    with pytest.raises(RequestInvalid, match=r"--suite scenes-stream, or a file"):
+        ways_of("lazy,follow:4", streams=False)
+    with pytest.raises(RequestInvalid, match="another number of looks"):
+        ways_of("follow:0", streams=True)
 
 
 def test_each_way_has_a_row_with_a_selector_that_scores() -> None:
@@ -68,3 +77,22 @@ def test_a_row_holds_the_answer_that_a_user_gets_and_what_was_encoded(demo_bundl
     assert coarse["vision"] > 0
     assert coarse["ttft"] == pytest.approx(sum(v for k, v in coarse.items() if k != "ttft"))
     assert set(coarse) == set(full)
+
+
+@pytest.mark.torch
+def test_a_followed_row_has_seen_the_stream_and_holds_its_last_answer(demo_bundle: Path) -> None:
+    (task, *_) = tasks(open_suite("scenes-stream", "train", 196, 4), 1)
+    (sample,) = stream_suite("train", 1, tokens=196, frames=4)
+    assert (len(task.seen), task.modality) == (3, "picture")
+    row = Row("relevance", "follow:2")
+    cells = [Cell("full", "1.0"), Cell(row.name, "0.25")]
+    given = answer_cells(Setup(demo_bundle), task, cells).cells[cells[1].key]
+    vlm, follow = open_bundle(demo_bundle), Following(within=2)
+    answers = [
+        vlm.ask(frame, sample.question, 0.25, "relevance", encode=follow) for frame in sample.frames
+    ]
+    answer = answers[-1]
+    assert answers[0].encoded == 196 > answer.encoded
+    assert (given.text, given.kept, given.encoded) == (answer.text, answer.kept, answer.encoded)
+    times = measure(vlm, [task], cells, lambda: None)
+    assert times[cells[1].key]["p50"]["vision"] > 0

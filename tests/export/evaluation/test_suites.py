@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tokprune.errors import PictureInvalid, RequestInvalid
-from tokprune.scenes import film_suite, suite
+from tokprune.scenes import film_suite, stream_suite, suite
 from tokprune_export.evaluation.suites import open_suite, pairs, tasks
 
 
@@ -32,6 +32,32 @@ def test_drawn_questions_are_those_of_the_suites() -> None:
     films = list(tasks(open_suite("scenes-video", "train", 64, 4), 2))
     assert [t.key for t in films] == [f.key for f in film_suite("train", 2, grid=(8, 8), frames=4)]
     assert {t.modality for t in films} == {"video"}
+
+
+def test_a_stream_is_asked_about_at_its_last_frame(tmp_path: Path) -> None:
+    drawn = open_suite("scenes-stream", "train", 64, 5)
+    assert drawn.streams
+    assert drawn.modalities == {"picture"}
+    for task, sample in zip(
+        tasks(drawn, 3), stream_suite("train", 3, tokens=64, frames=5), strict=True
+    ):
+        assert (task.key, task.question, task.answer) == (
+            sample.key,
+            sample.question,
+            sample.answer,
+        )
+        shown = [np.asarray(frame) for frame in (*task.seen, *task.media)]
+        assert all(map(np.array_equal, shown, sample.frames))
+        assert len(task.media) == 1
+    assert list(pairs(drawn, 3)) == []
+    line = {"image": None, "stream": ["a.png", "b.png", "a.png"], "question": "what?"}
+    given = open_suite(data_file(tmp_path, line, {"question": "what?"}))
+    stream, picture = tasks(given, 2)
+    assert stream.seen == (tmp_path / "a.png", tmp_path / "b.png")
+    assert (stream.media, picture.seen) == (picture.media, ())
+    assert stream.key != picture.key, "what was seen before decides the answer"
+    assert given.streams
+    assert not open_suite(data_file(tmp_path, {"question": "what?"})).streams
 
 
 def test_a_twin_reads_the_next_question_that_says_something_else(tmp_path: Path) -> None:
@@ -116,7 +142,10 @@ def test_a_picture_that_is_too_large_is_found_before_anything_is_asked(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": "cooking"}, "Unknown suite 'cooking': give scenes, scenes-video, or a file"),
+        (
+            {"name": "cooking"},
+            "Unknown suite 'cooking': give scenes, scenes-video, scenes-stream, or a",
+        ),
         ({"name": "scenes", "frames": 8}, "--frames is for drawn videos"),
         ({"name": "scenes", "tokens": 65}, "No grid of 65 vision tokens"),
         ({"name": "FILE", "split": "dev"}, "--split is for drawn scenes"),

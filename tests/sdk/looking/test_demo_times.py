@@ -1,8 +1,12 @@
 """Budgets in time and the vision encoder: how much of a picture there is time to encode."""
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from time import sleep
 
+import msgspec
 import numpy as np
 import pytest
 from timed_machine import calibration
@@ -14,7 +18,7 @@ from tokprune.model import Model
 from tokprune.scenes import suite
 from tokprune.timing.calibrations import Curve
 from tokprune.timing.latency import Latency
-from tokprune.types import Images
+from tokprune.types import Images, Media, Prepared
 from tokprune.vlm import VLM
 
 pytestmark = pytest.mark.demo
@@ -89,6 +93,40 @@ def test_what_even_two_looks_miss_is_refused_or_late(
         ask(model, question, Deadline(1000), "coarse")
     late = ask(model, question, Deadline(300, best_effort=True), "coarse")
     assert (late.encode, late.kept, late.encoded) == ("coarse", 16, 49 + 16)
+
+
+def test_the_time_that_cutting_the_small_picture_took_counts(
+    model: Model, question: tuple[Images, str]
+) -> None:
+    halved = model.processor.ways.halved
+    assert halved is not None
+
+    def slowly(media: Media) -> tuple[Prepared, ...]:
+        sleep(2)
+        return halved(media)
+
+    ways = replace(model.processor.ways, halved=slowly)
+    slow = replace(model, processor=replace(model.processor, ways=ways))
+    with pytest.raises(BudgetImpossible) as caught:
+        ask(slow, question, Deadline(1000), "coarse")
+    expected = re.search(r"comes after (\d+) ms as a rule", str(caught.value))
+    assert expected is not None
+    assert int(expected[1]) >= 2000 + ENCODER * (49 + 16) / TOTAL
+
+
+def test_parts_are_timed_by_their_own_curve(model: Model, question: tuple[Images, str]) -> None:
+    """Where they cost twice as much as whole pictures do, half as many are encoded in time."""
+    measured = calibration()
+    measured.stages["vision"] = Curve(1.0, ENCODER / TOTAL / VALUES, 0.0, 1.1, [])
+    twice = Curve(2.0, 2 * ENCODER / TOTAL / VALUES, 0.0, 1.1, [])
+    kept: list[int] = []
+    for parts in (None, twice):
+        latency = Latency(msgspec.structs.replace(measured, parts=parts))
+        with VLM(model, latency=latency, vision_cache_bytes=0) as vlm:
+            answer = vlm.ask(*question, Deadline(2600), encode="coarse")
+        assert answer.encode == "coarse"
+        kept.append(answer.kept)
+    assert kept[1] < 0.6 * kept[0]
 
 
 def test_frames_that_are_followed_meet_deadlines_that_the_whole_encoder_misses(
