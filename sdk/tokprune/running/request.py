@@ -39,7 +39,8 @@ class AskOptions(TypedDict, total=False):
     "lazy" (whole pictures and some frames, then crops and frames where the question points;
     "lazy:2": two of them at most; "lazy:0.9": all that hold 0.9 of what is expected of them),
     "coarse" (half the size, then what matters in full; "coarse:2": twice as much as is kept),
-    "repeats" (nothing twice; "repeats:0.02": nor what differs by no more) or "auto"; or a `Following`, for a stream of pictures. The answer says what was done."""
+    "repeats" (nothing twice; "repeats:0.02": nor what differs by no more) or "auto"; or
+    a `Following`, for a stream of pictures. The answer says what was done."""
 
 
 @dataclass(frozen=True)
