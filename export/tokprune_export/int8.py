@@ -45,7 +45,7 @@ def find_scales(decoder: Decoder) -> dict[str, Tensor]:
     return {**found, "head.weight": scales_of(decoder.head.weight)}
 
 
-def encoder_scales(encoder: nn.Module) -> dict[str, Tensor]:
+def encoder_columns(encoder: nn.Module) -> dict[str, Tensor]:
     """Return the same of a vision encoder."""
     return {
         f"{name}.weight": scales_of(module.weight)
@@ -126,10 +126,10 @@ def insert(model: ir.Model, scales: Mapping[str, Tensor], prefix: str = "decoder
         products = [use.node for use in weight.uses()]
         if {node.op_type for node in products} != {"MatMul"} or weight.const_value is None:
             raise ValueError(f"{name} is read in another way than by one linear layer")
-        scale = _initializer(model, f"{weight.name}{SCALE}", ir.tensor(found.numpy()))
+        scale = add_initializer(model, f"{weight.name}{SCALE}", ir.tensor(found.numpy()))
         for product in products:
             _replace(model, product, rounded, scale)
-        weight.const_value = _packed(weight, found)
+        weight.const_value = levels_tensor(weight, found)
         weight.dtype = ir.DataType.INT8
 
 
@@ -145,8 +145,8 @@ def insert_head(model: ir.Model) -> None:
     blocks, scales = blocks_of(weight)
     inputs = [
         product.inputs[0],
-        _initializer(model, f"{HEAD}{BLOCKS}", ir.tensor(blocks)),
-        _initializer(model, f"{HEAD}{BLOCKS}{SCALE}", ir.tensor(scales)),
+        add_initializer(model, f"{HEAD}{BLOCKS}", ir.tensor(blocks)),
+        add_initializer(model, f"{HEAD}{BLOCKS}{SCALE}", ir.tensor(scales)),
     ]
     attributes = {
         "K": weight.shape[0],
@@ -192,7 +192,8 @@ def _quantization(module: str) -> Any:
         root.setLevel(level)
 
 
-def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Give a graph a constant of its own."""
     value = ir.Value(
         name=name,
         shape=ir.Shape(tensor.numpy().shape),
@@ -239,7 +240,8 @@ def _take_place(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
     before.name, after.name = None, name
 
 
-def _packed(value: ir.Value, scales: Tensor) -> ir.LazyTensor:
+def levels_tensor(value: ir.Value, scales: Tensor) -> ir.LazyTensor:
+    """Return a weight's levels, which are made when it is its turn to be written."""
     tensor, shape = value.const_value, value.shape
     assert tensor is not None
     assert shape is not None
