@@ -65,7 +65,7 @@ def scales_of(weight: Float[Tensor, "k n"]) -> Float32[Tensor, " n"]:
 
 def levels_of(weight: Float[Tensor, "k n"], scales: Float32[Tensor, " n"]) -> Int8[Array, "k n"]:
     """Round to the nearest level."""
-    quantize = _quantization("quant_utils").quantize_nparray
+    quantize = quantization("quant_utils").quantize_nparray
     levels = np.empty(tuple(weight.shape), np.int8)
     for start in range(0, levels.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
@@ -172,7 +172,7 @@ def blocks_of(
 
 
 def _blocks(weight: Float[Tensor, "k n"]) -> Iterator[tuple[Array, Array]]:
-    weight_only = _quantization("matmul_nbits_quantizer")
+    weight_only = quantization("matmul_nbits_quantizer")
     config = weight_only.DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=8)
     quantizer = weight_only.DefaultWeightOnlyQuantizer(config)
     for part in weight.split(_COLUMNS, dim=1):
@@ -181,7 +181,7 @@ def _blocks(weight: Float[Tensor, "k n"]) -> Iterator[tuple[Array, Array]]:
         yield levels.reshape(part.shape[1], -1, BLOCK), scales.reshape(part.shape[1], -1)
 
 
-def _quantization(module: str) -> Any:
+def quantization(module: str) -> Any:
     """Return a module of onnxruntime.quantization; importing it sets up logging for everyone."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

@@ -53,7 +53,7 @@ def insert(model: ir.Model, scales: Scales, dtype: torch.dtype, prefix: str = ""
 
 
 @contextmanager
-def fixed_inputs(scales: Iterable[tuple[nn.Linear, float]]) -> Generator[None]:
+def fixed_inputs(scales: Iterable[tuple[nn.Module, float]]) -> Generator[None]:
     """Let layers of the checkpoint round their inputs as the graph does."""
 
     def hook(scale: float) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:

@@ -2,7 +2,7 @@
 
 An input's scale is the largest magnitude that a linear layer got, over 127, as `MinMax` of
 onnxruntime.quantization has it. That clips nothing that was seen. Percentiles and entropy clip, and
-were no closer where it was tried (the demos: docs/results/encoder-precision.md).
+were no closer on the whole (the demos: docs/results/encoder-scales.md).
 
 A layer that 8 bits would spoil stays as it is. Some encoders have a few values that are a hundred
 times all others (arXiv:2309.16588); 127 levels up to these leave nothing of the rest.

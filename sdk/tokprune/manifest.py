@@ -17,8 +17,8 @@ ScorerKind = Literal["attention", "paper", "grid", "asked"]
 Modality = Literal["picture", "video"]
 Metrics = dict[str, float]  # held-out: those of tokprune_export.agreement.Quality
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
-# int8: inputs are rounded as they come, for ONNX Runtime on the CPU. int8-static: QuantizeLinear and
-# DequantizeLinear with scales from the export, for every engine; in fp32 or fp16 between them.
+# int8: inputs are rounded as they come, for ONNX Runtime on the CPU. int8-static: QuantizeLinear
+# and DequantizeLinear with scales from the export, for every engine; in fp32 or fp16 between them.
 EncoderPrecision = Literal["int8", "int8-static"]
 CACHE_DTYPES: dict[Precision, str] = {  # all else that the host touches is float32
     "fp32": "float32",

@@ -22,6 +22,7 @@ import tokprune
 from tokprune.bundle import describe, open_bundle, verify_bundle
 from tokprune.engines.states import engine_form
 from tokprune.errors import BackendUnavailable
+from tokprune.families.qwen_patches import patch_positions
 from tokprune.manifest import Manifest
 from tokprune_export import cli, export, int8, parity, static_int8, static_scales
 from tokprune_export.errors import ExportRefused, ParityFailed
@@ -31,6 +32,7 @@ from tokprune_export.options import ExportOptions
 from tokprune_export.parity_report import RULES, Row
 from tokprune_export.scorers import Size
 from tokprune_export.static_scales import Scales, fixed, losses
+from tokprune_runtimes import load_graph
 
 pytestmark = pytest.mark.torch
 LINEARS = 2 * 4 + 2  # of two layers, and the merger
@@ -277,6 +279,16 @@ def test_the_bundle_says_so_and_answers(exported: Exported) -> None:
     assert verify_bundle(exported.bundle).ok
     with tokprune.load(exported.bundle) as vlm:
         assert vlm.ask(np.full((56, 84, 3), 128, np.uint8), "what?", 0.5, max_new_tokens=2).kept
+
+
+def test_what_one_call_shows_does_not_change_what_another_gives(exported: Exported) -> None:
+    graph = load_graph(exported.bundle / "onnx/vision_encoder.onnx", "cpu")
+    frames = np.random.default_rng(0).normal(size=(2, 24, 1176)).astype(np.float32)
+    frames[1] *= 3  # dynamic int8 would round both by this one's range
+    feeds = {"positions": patch_positions(2, 3, 2)}
+    both = graph.run({**feeds, "pixel_values": frames})["vision_tokens"]
+    each = [graph.run({**feeds, "pixel_values": frames[i : i + 1]}) for i in range(2)]
+    np.testing.assert_array_equal(both, np.concatenate([one["vision_tokens"] for one in each]))
 
 
 def test_engines_run_it_that_run_the_llm(exported: Exported) -> None:
