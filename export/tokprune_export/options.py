@@ -50,7 +50,8 @@ class ExportOptions:
     """Most rows of prompt and answer (default: the checkpoint's own, at most 4096)."""
     atol: float | None = None
     """Tolerance of the parity gate: |a - b| <= atol x max(1, max|b|) (default: 1e-4 in fp32, 1e-2
-    and a cosine of 0.999 in fp16 and bf16, 5e-2 and 0.998 in int8 and int4)."""
+    and a cosine of 0.999 in fp16 and bf16, 5e-2 and 0.998 in int8 and int4, 1e-1 and 0.995 of a
+    vision encoder in int8-static)."""
     num_decoder_layers: int | None = None
     """Export the first N decoder layers only: a smoke test, whose answers mean nothing."""
     revision: str | None = None

@@ -24,6 +24,7 @@ from tokprune_export.parity_report import (
     PICTURES,
     ROUNDING,
     RULES,
+    STATIC,
     Row,
     Rule,
     compare,
@@ -56,7 +57,13 @@ class Bench:
     @property
     def encoder(self) -> Rule:
         """What the vision encoder is held to."""
-        return self.beside if self.encoder_precision is None else self._at(RULES["int8"])
+        match self.encoder_precision:
+            case "int8":
+                return self._at(RULES["int8"])
+            case "int8-static":
+                return self._at(STATIC)
+            case None:
+                return self.beside
 
     @property
     def whole(self) -> Rule:
