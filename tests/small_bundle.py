@@ -31,7 +31,8 @@ def write(folder: Path) -> Manifest:
     specs = {name: _write_graph(folder, name, *tensors) for name, tensors in _interfaces().items()}
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
         (folder / name).write_text(json.dumps({"file": name}))
-    (folder / "reports/parity.json").write_text(json.dumps({"not_quantised": [], "unchecked": []}))
+    notes = {"not_quantised": [], "encoder_not_quantised": [], "calibrated_on": "", "unchecked": []}
+    (folder / "reports/parity.json").write_text(json.dumps(notes))
     table = np.random.default_rng(0).normal(size=(VOCABULARY, HIDDEN)).astype(np.float32)
     np.save(folder / "embed_tokens.npy", table)
     forms = [

@@ -128,6 +128,11 @@ def notes(bundle: Path) -> Iterator[str]:
     if report["not_quantised"]:
         layers = ", ".join(report["not_quantised"])
         yield f"Linear layers in float16, not 4 bits: {layers} (their inputs fill no blocks of 128)"
+    if report["calibrated_on"]:
+        yield f"The vision encoder's scales were found on {report['calibrated_on']}"
+    if report["encoder_not_quantised"]:
+        layers = ", ".join(report["encoder_not_quantised"])
+        yield f"Its layers that stay as they were, as 8 bits lose too much of them: {layers}"
     for line in report["unchecked"]:
         yield f"Not checked here: {line}"
 

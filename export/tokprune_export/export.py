@@ -3,6 +3,7 @@
 import errno
 import gc
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
@@ -17,6 +18,7 @@ from tokprune.manifest import (
     EMBEDDING_DTYPES,
     SCHEMA_VERSION,
     Chat,
+    Engine,
     Graphs,
     Limits,
     LlmForm,
@@ -28,10 +30,11 @@ from tokprune.manifest import (
 )
 from tokprune_export import graphs, int8, parity, preflight, records
 from tokprune_export.chat_template import Template, compile_chat, verify_chat
-from tokprune_export.checkpoint import Checkpoint, open_checkpoint
+from tokprune_export.checkpoint import Checkpoint, open_checkpoint, open_processor
 from tokprune_export.decoder import Decoder, TextModel
 from tokprune_export.errors import ExportRefused, ParityFailed
 from tokprune_export.families import FAMILIES, Family
+from tokprune_export.narrow import DTYPES
 from tokprune_export.options import ExportOptions
 from tokprune_export.oracle import Expected, observe
 from tokprune_export.parity_report import Notes, Row, report
@@ -39,6 +42,7 @@ from tokprune_export.rounding import ROUNDED, find_rounding, observe_rounded
 from tokprune_export.saliency import layers_summed
 from tokprune_export.scorers import Scorer as ScorerFile
 from tokprune_export.scorers import Size, TwoLooks, load_scorer, size_of
+from tokprune_export.static_scales import NOT_ROUNDED, Scales, find_scales
 
 TRAINED_SELECTOR = "relevance-spread"
 UNTRAINED_SELECTOR = "attention-spread"
@@ -53,7 +57,8 @@ class Written(NamedTuple):
     graphs: Graphs
     shape: LlmShape
     expected: list[Expected]
-    rounded: list[Expected] | None  # of the LLM with the weights of int8 or int4
+    rounded: list[Expected] | None  # of what has weights in 8 or 4 bits
+    scales: Scales  # of the vision encoder, where it has 8 bits
     not_quantised: list[str]  # linear layers that int4 leaves in float16
 
 
@@ -169,6 +174,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
         options.atol,
         written.rounded,
         options.encoder_precision,
+        written.scales.probes,
     )
     rows = list(parity.check(bench, written.expected, network_of(plan)))
     outcome(rows)
@@ -177,7 +183,9 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
     step("manifest")
     (folder / "reports").mkdir()
     unchecked = [why for form in written.graphs.llm if (why := parity.unrunnable(form))]
-    told = report(rows, bench.rule, Notes(unchecked, written.not_quantised))
+    scales = written.scales
+    notes = Notes(unchecked, written.not_quantised, scales.left, scales.pictures)
+    told = report(rows, bench.rule, notes)
     (folder / "reports" / "parity.json").write_bytes(told)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -212,11 +220,10 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     text = plan.family.text(model)
     length = plan.limits.max_kv_len
     target = graphs.Target(folder, options.opset, length, options.precision)
-    step("vision encoder")
     encoder = plan.family.vision(model, plan.saliency_layers)
-    narrow = options.encoder_precision == "int8"
-    encoder_scales = int8.encoder_scales(encoder.module) if narrow else {}
-    vision = graphs.write(encoder, target, "vision_encoder", encoder_scales)
+    scales = encoder_scales(plan, encoder.module, step)
+    step("vision encoder")
+    vision = graphs.write(encoder, target, "vision_encoder", scales)
     step("first layer")
     first = graphs.write(graphs.first_layer(text), target, "first_layer")
     step("scorer")
@@ -225,14 +232,13 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     decoder = Decoder(text)
     if options.precision in ROUNDED:
         step("scales")
-    rounding = find_rounding(model, decoder, options.precision, encoder.module, encoder_scales)
+    rounding = find_rounding(model, decoder, options.precision, encoder.module, scales)
     target = replace(target, scales=rounding.scales)
     forms: list[LlmForm] = []
     for name, make in graphs.FORMS[options.precision].items():
         step(f"llm {name}")
         form = make(text, decoder, target)
-        serves = [engine for engine in form.serves if not narrow or engine == "onnxruntime-cpu"]
-        forms.append(msgspec.structs.replace(form, serves=serves))
+        forms.append(msgspec.structs.replace(form, serves=served(form, options)))
     step("embeddings")
     dtype = EMBEDDING_DTYPES[options.precision]
     records.write_embeddings(text.embeddings, folder / "embed_tokens.npy", dtype)
@@ -243,7 +249,29 @@ def write_graphs(plan: Plan, folder: Path, step: Step) -> Written:
     rounded = observe_rounded(model, plan.family, options.device, rounding, plan.saliency_layers)
     del model, text, rounding, target
     gc.collect()
-    return Written(Graphs(vision, first, scorer, forms), shape, expected, rounded, left)
+    return Written(Graphs(vision, first, scorer, forms), shape, expected, rounded, scales, left)
+
+
+def encoder_scales(plan: Plan, encoder: nn.Module, step: Step) -> Scales:
+    """Return how the vision encoder is rounded; nothing, where it is not."""
+    options = plan.options
+    match options.encoder_precision:
+        case "int8":
+            return Scales(int8.encoder_columns(encoder))
+        case "int8-static":
+            step("calibration")
+            processor = open_processor(plan.checkpoint.family, plan.checkpoint.texts)
+            there = deepcopy(encoder).to(options.device) if options.device != "cpu" else encoder
+            dtype = DTYPES[options.precision]
+            return find_scales(there, processor, options.calibration, dtype, options.device)
+        case None:
+            return NOT_ROUNDED
+
+
+def served(form: LlmForm, options: ExportOptions) -> list[Engine]:
+    """Return the engines that run a form of the LLM and the vision encoder beside it."""
+    alone = options.encoder_precision == "int8"
+    return [engine for engine in form.serves if not alone or engine == "onnxruntime-cpu"]
 
 
 def _scorer(scorer: ScorerFile, glance: ScorerFile | None) -> Scorer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokprune.manifest import Engine, GraphSpec, LlmForm, Precision
-from tokprune_export import int8, onnx, quantize
+from tokprune_export import int8, onnx, quantize, static_int8
 from tokprune_export.decoder import Decoder, FirstLayer, TextModel
 from tokprune_export.layers import InPrecision
 from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm, UnbiasedOrtLlm
@@ -18,6 +18,7 @@ from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.parity import scorer_feeds
 from tokprune_export.scorers import Size, TwoLooks
+from tokprune_export.static_scales import NOT_ROUNDED, Scales
 
 FOLDER = "onnx"
 LLM_DATA = "llm.onnx.data"  # of all forms
@@ -38,23 +39,26 @@ class Target:
     scales: Mapping[str, Tensor] = field(default_factory=dict)  # of the weights to quantise
 
 
-def write(
-    source: Source, target: Target, name: str, rounded: Mapping[str, Tensor] | None = None
-) -> GraphSpec:
+def write(source: Source, target: Target, name: str, rounded: Scales = NOT_ROUNDED) -> GraphSpec:
     """Trace one graph and write it into the bundle; weights that have scales take 8 bits."""
-    dtype = DTYPES[target.precision]
+    dtype, opset, prefix = DTYPES[target.precision], target.opset, ""
     if dtype != torch.float32:
         module = InPrecision(source.module, dtype)
         source = replace(source, module=module, listed=len(source.inputs))
+        prefix = "module."
+        opset = max(opset, static_int8.NARROW_OPSET) if rounded.inputs else opset
 
     def weights(model: ir.Model) -> None:
-        int8.insert(model, rounded or {}, "")
+        if rounded.inputs:
+            static_int8.insert(model, rounded, dtype, prefix)
+        else:
+            int8.insert(model, rounded.columns, prefix)
         narrow_weights(model)
 
-    model = onnx.trace(source, target.opset, weights)
+    model = onnx.trace(source, opset, weights)
     file = f"{FOLDER}/{name}.onnx"
     onnx.save(model, target.bundle / file)
-    return onnx.describe(model, file, target.opset)
+    return onnx.describe(model, file, opset)
 
 
 def first_layer(text: TextModel) -> Source:

@@ -45,7 +45,7 @@ def find_scales(decoder: Decoder) -> dict[str, Tensor]:
     return {**found, "head.weight": scales_of(decoder.head.weight)}
 
 
-def encoder_scales(encoder: nn.Module) -> dict[str, Tensor]:
+def encoder_columns(encoder: nn.Module) -> dict[str, Tensor]:
     """Return the same of a vision encoder."""
     return {
         f"{name}.weight": scales_of(module.weight)
@@ -65,7 +65,7 @@ def scales_of(weight: Float[Tensor, "k n"]) -> Float32[Tensor, " n"]:
 
 def levels_of(weight: Float[Tensor, "k n"], scales: Float32[Tensor, " n"]) -> Int8[Array, "k n"]:
     """Round to the nearest level."""
-    quantize = _quantization("quant_utils").quantize_nparray
+    quantize = quantization("quant_utils").quantize_nparray
     levels = np.empty(tuple(weight.shape), np.int8)
     for start in range(0, levels.shape[1], _COLUMNS):
         part = slice(start, start + _COLUMNS)
@@ -126,10 +126,10 @@ def insert(model: ir.Model, scales: Mapping[str, Tensor], prefix: str = "decoder
         products = [use.node for use in weight.uses()]
         if {node.op_type for node in products} != {"MatMul"} or weight.const_value is None:
             raise ValueError(f"{name} is read in another way than by one linear layer")
-        scale = _initializer(model, f"{weight.name}{SCALE}", ir.tensor(found.numpy()))
+        scale = add_initializer(model, f"{weight.name}{SCALE}", ir.tensor(found.numpy()))
         for product in products:
             _replace(model, product, rounded, scale)
-        weight.const_value = _packed(weight, found)
+        weight.const_value = levels_tensor(weight, found)
         weight.dtype = ir.DataType.INT8
 
 
@@ -145,8 +145,8 @@ def insert_head(model: ir.Model) -> None:
     blocks, scales = blocks_of(weight)
     inputs = [
         product.inputs[0],
-        _initializer(model, f"{HEAD}{BLOCKS}", ir.tensor(blocks)),
-        _initializer(model, f"{HEAD}{BLOCKS}{SCALE}", ir.tensor(scales)),
+        add_initializer(model, f"{HEAD}{BLOCKS}", ir.tensor(blocks)),
+        add_initializer(model, f"{HEAD}{BLOCKS}{SCALE}", ir.tensor(scales)),
     ]
     attributes = {
         "K": weight.shape[0],
@@ -172,7 +172,7 @@ def blocks_of(
 
 
 def _blocks(weight: Float[Tensor, "k n"]) -> Iterator[tuple[Array, Array]]:
-    weight_only = _quantization("matmul_nbits_quantizer")
+    weight_only = quantization("matmul_nbits_quantizer")
     config = weight_only.DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=8)
     quantizer = weight_only.DefaultWeightOnlyQuantizer(config)
     for part in weight.split(_COLUMNS, dim=1):
@@ -181,7 +181,7 @@ def _blocks(weight: Float[Tensor, "k n"]) -> Iterator[tuple[Array, Array]]:
         yield levels.reshape(part.shape[1], -1, BLOCK), scales.reshape(part.shape[1], -1)
 
 
-def _quantization(module: str) -> Any:
+def quantization(module: str) -> Any:
     """Return a module of onnxruntime.quantization; importing it sets up logging for everyone."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -192,7 +192,8 @@ def _quantization(module: str) -> Any:
         root.setLevel(level)
 
 
-def _initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Give a graph a constant of its own."""
     value = ir.Value(
         name=name,
         shape=ir.Shape(tensor.numpy().shape),
@@ -239,7 +240,8 @@ def _take_place(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> None:
     before.name, after.name = None, name
 
 
-def _packed(value: ir.Value, scales: Tensor) -> ir.LazyTensor:
+def levels_tensor(value: ir.Value, scales: Tensor) -> ir.LazyTensor:
+    """Return a weight's levels, which are made when it is its turn to be written."""
     tensor, shape = value.const_value, value.shape
     assert tensor is not None
     assert shape is not None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tokprune.engines.folders import Kind
-from tokprune.manifest import Precision
+from tokprune.manifest import EncoderPrecision, Precision
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,15 @@ class ExportOptions:
     sums in float32); int8: float32 with the LLM's linear weights in 8 bits, and their inputs
     rounded to 8 bits at run time (ONNX Runtime on the CPU alone); int4: float16 with the LLM's
     linear weights in 4 bits. The scorer stays float32."""
-    encoder_precision: Literal["int8"] | None = None
-    """Precision of the vision encoder, where it is another: int8: its linear weights in 8 bits, and
+    encoder_precision: EncoderPrecision | None = None
+    """Precision of the vision encoder, where it is another. int8: its linear weights in 8 bits, and
     their inputs rounded to 8 bits at run time (ONNX Runtime on the CPU alone; beside --precision
-    fp32 or int8). On a CPU most of the time to the first token is the encoder's."""
+    fp32 or int8). On a CPU most of the time to the first token is the encoder's. int8-static: both
+    rounded with scales that are found on pictures before (QuantizeLinear and DequantizeLinear:
+    TensorRT, TensorRT-RTX, ONNX Runtime; beside fp32, fp16, int4 or int8)."""
+    calibration: Path | None = None
+    """A folder of pictures such as the robot will see (16 or more .jpg, .png or .webp) that the
+    scales of --encoder-precision int8-static are found on (default: 64 drawn scenes)."""
     scorer: Path | None = None
     """Scorer file of `tokprune-train`; without it the scorer graph is the mean attention."""
     glance_scorer: Path | None = None
@@ -45,7 +50,8 @@ class ExportOptions:
     """Most rows of prompt and answer (default: the checkpoint's own, at most 4096)."""
     atol: float | None = None
     """Tolerance of the parity gate: |a - b| <= atol x max(1, max|b|) (default: 1e-4 in fp32, 1e-2
-    and a cosine of 0.999 in fp16 and bf16, 5e-2 and 0.998 in int8 and int4)."""
+    and a cosine of 0.999 in fp16 and bf16, 5e-2 and 0.998 in int8 and int4, 1e-1 and 0.995 of a
+    vision encoder in int8-static)."""
     num_decoder_layers: int | None = None
     """Export the first N decoder layers only: a smoke test, whose answers mean nothing."""
     revision: str | None = None

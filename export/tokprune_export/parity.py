@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,23 @@ from tokprune.canvas import canvas
 from tokprune.families import FAMILIES
 from tokprune.graphs import VisionEncoder
 from tokprune.llm import Call, cache_length, feeds_of, takes_bias
-from tokprune.manifest import Graphs, GraphSpec, LlmForm, Precision
+from tokprune.manifest import EncoderPrecision, Graphs, GraphSpec, LlmForm, Precision
 from tokprune.types import Array, Region
 from tokprune_export.errors import ParityFailed
 from tokprune_export.oracle import Expected, Run
-from tokprune_export.parity_report import EXACT, ROUNDING, RULES, Row, Rule, compare, with_ties
+from tokprune_export.parity_report import (
+    EXACT,
+    PICTURES,
+    ROUNDING,
+    RULES,
+    STATIC,
+    Row,
+    Rule,
+    compare,
+    with_ties,
+)
 from tokprune_export.scorers import Size, TwoLooks
+from tokprune_export.static_scales import Probe
 from tokprune_export.widen import widen, widened_form
 from tokprune_runtimes import Carry, Graph, load_graph
 
@@ -40,12 +51,19 @@ class Bench:
     rounded: Sequence[Expected] | None = (
         None  # what graphs are compared with whose weights have fewer bits
     )
-    encoder_precision: Literal["int8"] | None = None  # None: as the rest
+    encoder_precision: EncoderPrecision | None = None  # None: as the rest
+    probes: Sequence[Probe] = ()  # what the encoder says of pictures before it is rounded
 
     @property
     def encoder(self) -> Rule:
         """What the vision encoder is held to."""
-        return self.beside if self.encoder_precision is None else self._at(RULES["int8"])
+        match self.encoder_precision:
+            case "int8":
+                return self._at(RULES["int8"])
+            case "int8-static":
+                return self._at(STATIC)
+            case None:
+                return self.beside
 
     @property
     def whole(self) -> Rule:
@@ -91,10 +109,14 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
             "vision_encoder", "", one.trial.name, tokens.embeds, one.vision, bench.encoder
         )
         yield from _saliency(bench, one, tokens.saliency)
-    if bench.encoder_precision is not None:
+    if bench.encoder_precision == "int8":
         for one, tokens in zip(expected, seen, strict=True):
             name, ours = one.trial.name, tokens.embeds
             yield compare("rounding", "vision_encoder", name, ours, one.vision, ROUNDING)
+    for probe in bench.probes:
+        given = [encoder.run(feeds)["vision_tokens"] for feeds in probe.calls]
+        ours, oracle = (np.concatenate(each, axis=None) for each in (given, probe.tokens))
+        yield compare("rounding", "vision_encoder", probe.name, ours, oracle, PICTURES)
     vision = [tokens.embeds for tokens in seen]
     del encoder
     yield from _first_layer(bench, expected)

@@ -18,6 +18,7 @@ from tokprune_export.chat_template import special_ids
 from tokprune_export.checkpoint import Checkpoint
 from tokprune_export.errors import ExportRefused
 from tokprune_export.options import ExportOptions
+from tokprune_export.static_scales import picture_files
 
 DEFAULT_KV_LEN = 4096
 OPSETS = range(18, 23)
@@ -32,8 +33,7 @@ def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
             f"Got --precision int8 and --engine {options.engine}: int8 is for ONNX Runtime on the "
             "CPU. Choose fp16 or int4, or leave out --engine"
         )
-    if options.encoder_precision is not None:
-        _check_encoder(options)
+    _check_encoder(options)
     if options.opset not in OPSETS:
         raise ExportRefused(f"Got --opset {options.opset}; expected {OPSETS[0]} to {OPSETS[-1]}")
     if options.atol is not None and not 0 < options.atol < 1:
@@ -55,17 +55,31 @@ def limits(options: ExportOptions, checkpoint: Checkpoint) -> Limits:
 
 
 def _check_encoder(options: ExportOptions) -> None:
-    """Refuse an encoder in 8 bits where nothing runs it."""
+    """Refuse an encoder in 8 bits where nothing runs it, and pictures that nothing looks at."""
+    if options.calibration is not None and options.encoder_precision != "int8-static":
+        raise ExportRefused(
+            f"Got --calibration {options.calibration} without --encoder-precision int8-static: "
+            "nothing else looks at pictures. Give it too, or leave out --calibration"
+        )
+    if options.calibration is not None:
+        picture_files(options.calibration)
     given = f"Got --encoder-precision {options.encoder_precision}"
+    if options.encoder_precision == "int8-static" and options.precision == "bf16":
+        raise ExportRefused(
+            f"{given} and --precision bf16: expected fp32, fp16, int8 or int4. For GPUs take fp16"
+        )
+    if options.encoder_precision != "int8":
+        return
     if options.precision not in ("fp32", "int8"):
         raise ExportRefused(
             f"{given} and --precision {options.precision}: it is for ONNX Runtime on the CPU, "
-            "beside --precision fp32 or int8. Leave it out, or choose one of these"
+            "beside --precision fp32 or int8. Leave it out, choose one of these, or take "
+            "int8-static, which other engines run too"
         )
     if options.engine is not None:
         raise ExportRefused(
             f"{given} and --engine {options.engine}: it is for ONNX Runtime on the CPU. Leave out "
-            "one of them"
+            "one of them, or take int8-static, which TensorRT runs"
         )
 
 

@@ -1,16 +1,18 @@
 """What int8 and int4 do to linear weights, and to the checkpoint as their oracle."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokprune.manifest import Precision
-from tokprune_export import int8, quantize
+from tokprune_export import int8, quantize, static_int8
 from tokprune_export.decoder import Decoder
 from tokprune_export.families import Family
-from tokprune_export.oracle import Expected, observe
+from tokprune_export.oracle import Expected, observe, uncut
+from tokprune_export.static_scales import NOT_ROUNDED, Scales
 
 ROUNDED: tuple[Precision, ...] = ("int8", "int4")
 
@@ -23,7 +25,7 @@ class Rounding:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)  # linear layers that stay as they are
     owners: Mapping[str, nn.Parameter] = field(default_factory=dict)  # in the checkpoint's modules
-    encoder: Mapping[str, Tensor] = field(default_factory=dict)  # scales of the vision encoder
+    encoder: Scales = NOT_ROUNDED  # of the vision encoder; empty: as the rest
     encoder_owners: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
 
@@ -32,7 +34,7 @@ def find_rounding(
     decoder: Decoder,
     precision: Precision,
     encoder: nn.Module | None = None,
-    encoder_scales: Mapping[str, Tensor] | None = None,
+    encoder_scales: Scales = NOT_ROUNDED,
 ) -> Rounding:
     """Return scales for the precisions that round weights, nothing for the others.
 
@@ -40,8 +42,8 @@ def find_rounding(
         model: the checkpoint.
         decoder: our LLM over its weights.
         precision: of the LLM.
-        encoder: our vision encoder over its weights, where it takes 8 bits.
-        encoder_scales: of these.
+        encoder: our vision encoder over its weights.
+        encoder_scales: of these, where it takes 8 bits.
     """
     scales: dict[str, Tensor] = {}
     left: list[str] = []
@@ -51,9 +53,9 @@ def find_rounding(
         scales, left = quantize.find_scales(decoder)
     own = [name for name in scales if name.startswith("layers.")]  # the head may be the table too
     found = Rounding(precision, scales, left, quantize.owners(model, decoder, own))
-    if encoder is None or encoder_scales is None:
+    if encoder is None:
         return found
-    owners = quantize.owners(model, encoder, encoder_scales)
+    owners = quantize.owners(model, encoder, encoder_scales.columns)
     return replace(found, encoder=encoder_scales, encoder_owners=owners)
 
 
@@ -63,21 +65,22 @@ def observe_rounded(
     """Round the checkpoint's own weights, in place, and ask it again: None if nothing is rounded.
 
     In int8 its layers round their inputs too, so that what is left are other sums and values that
-    fall to the other side of a level. The head is as it was, as it may be the table of embeddings.
+    fall to the other side of a level. So do those of a vision encoder in 8 bits. The head is as it
+    was, as it may be the table of embeddings.
     """
-    if not rounding.scales and not rounding.encoder:
+    encoder = rounding.encoder
+    if not rounding.scales and not encoder.columns:
         return None
-    if rounding.precision == "int4":
-        quantize.round_weights(rounding.owners, rounding.scales, quantize.quantised)
-        return observe(model, family, device, saliency_layers=saliency_layers)
-    quantize.round_weights(rounding.owners, rounding.scales, int8.quantised)
-    quantize.round_weights(rounding.encoder_owners, rounding.encoder, int8.quantised)
-    both = (*rounding.owners.values(), *rounding.encoder_owners.values())
-    rounded = {id(value) for value in both}
-    linears = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and id(module.weight) in rounded
-    ]
-    with int8.rounded_inputs(linears) as cut:
+    rounded = quantize.quantised if rounding.precision == "int4" else int8.quantised
+    quantize.round_weights(rounding.owners, rounding.scales, rounded)
+    quantize.round_weights(rounding.encoder_owners, encoder.columns, int8.quantised)
+    linears = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Linear)}
+    mine = {name: linears[id(value)] for name, value in rounding.encoder_owners.items()}
+    dynamic = [] if encoder.inputs else list(mine.values())
+    if rounding.precision == "int8":
+        dynamic += [linears[id(value)] for value in rounding.owners.values()]
+    fixed = [(mine[name], scale) for name, scale in encoder.inputs.items()]
+    with ExitStack() as entered:
+        cut = entered.enter_context(int8.rounded_inputs(dynamic)) if dynamic else uncut
+        entered.enter_context(static_int8.fixed_inputs(fixed))
         return observe(model, family, device, cut, saliency_layers=saliency_layers)

@@ -17,6 +17,9 @@ ScorerKind = Literal["attention", "paper", "grid", "asked"]
 Modality = Literal["picture", "video"]
 Metrics = dict[str, float]  # held-out: those of tokprune_export.agreement.Quality
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+# int8: inputs are rounded as they come, for ONNX Runtime on the CPU. int8-static: QuantizeLinear
+# and DequantizeLinear with scales from the export, for every engine; in fp32 or fp16 between them.
+EncoderPrecision = Literal["int8", "int8-static"]
 CACHE_DTYPES: dict[Precision, str] = {  # all else that the host touches is float32
     "fp32": "float32",
     "fp16": "float16",
@@ -164,7 +167,7 @@ class Manifest(_Strict, frozen=True):
     source: Source
     files: dict[str, File]  # every file that the exporter wrote, manifest.json excepted
     saliency_layers: int = 0  # of the vision encoder, summed in its second output; 0: it has none
-    encoder_precision: Literal["int8"] | None = None  # of the vision encoder; None: as the rest
+    encoder_precision: EncoderPrecision | None = None  # of the vision encoder; None: as the rest
     seal: str = _UNSEALED  # sha256 of manifest.json with 64 zeros here; `encode` sets it
 
 

@@ -113,7 +113,7 @@ def weights(bundle: Bundle, name: str, spec: GraphSpec, *, on_cpu: bool = True) 
     if precision == "int8" and name != "llm":
         precision = "fp32"  # and int8
     if name == "vision_encoder" and bundle.manifest.encoder_precision is not None:
-        precision = bundle.manifest.encoder_precision
+        precision = "int8"  # int8-static's stays in 8 bits too, whatever is between the products
     return weights_of(bundle.path, spec.file, packed(precision) if on_cpu else 1.0)
 
 

@@ -1,10 +1,10 @@
-"""What vision encoders in 8 bits cost and give on the CPU: time, closeness, answers.
+"""What vision encoders in 16 and 8 bits cost and give: time on the CPU, closeness, answers.
 
     python tests/benchmarks/encoder_precision.py
 
 Times are of encoders of the published sizes with random weights, on one thread; answers those of
-the demo VLMs. Writes docs/results/encoder-precision.json and encoder-precision.md; parts that are
-not asked for stay.
+the demo VLMs, and `parity` what their exports compared. Writes docs/results/encoder-precision.json
+and encoder-precision.md; parts and demos' precisions that are not asked for stay.
 """
 
 import gc
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -35,12 +36,21 @@ from tokprune.types import Feeds
 from tokprune_export import graphs, int8
 from tokprune_export.families import FAMILIES
 from tokprune_export.parity_report import cosine
+from tokprune_export.static_scales import Scales
 from tokprune_runtimes import load_graph
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "benchmarks" / "encoders"
 CHECKPOINTS = ROOT / "samples" / "scenes" / "checkpoints"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8")  # whose time is measured
+STATIC = ("--encoder-precision", "int8-static")
+EXPORTS: dict[str, tuple[str, ...]] = {  # of a demo; fp32 first, as the others are compared with it
+    "fp32": (),
+    "int8": ("--encoder-precision", "int8"),
+    "int8-static": STATIC,
+    "fp16": ("--precision", "fp16"),
+    "fp16, int8-static": ("--precision", "fp16", *STATIC),
+}
 BUDGETS = (1.0, 0.25)
 
 
@@ -77,10 +87,12 @@ ENCODERS: dict[str, Encoder] = {
 
 @dataclass(frozen=True)
 class Options:
-    """Compare vision encoders in float32 and in 8 bits."""
+    """Compare vision encoders in float32, 16 and 8 bits."""
 
-    parts: tuple[Literal["speed", "answers"], ...] = ("speed", "answers")
+    parts: tuple[Literal["speed", "answers", "parity"], ...] = ("speed", "answers", "parity")
     """What to measure."""
+    precisions: tuple[str, ...] = tuple(EXPORTS)
+    """Exports that the demos are asked in; fp32 is, in any case."""
     rounds: int = 5
     """Runs of each; precisions take turns, figures are medians."""
     families: tuple[str, ...] = ("qwen2_vl", "llava_onevision", "vila")
@@ -106,10 +118,10 @@ def made(name: str) -> Path:
         model = family.load(checkpoint, 1)  # layers of the LLM, which is not asked
         for precision in PRECISIONS:
             source = family.vision(model, 0)
-            scales = int8.encoder_scales(source.module) if precision == "int8" else {}
+            columns = int8.encoder_columns(source.module) if precision == "int8" else {}
             (checkpoint / precision / graphs.FOLDER).mkdir(parents=True)
             target = graphs.Target(checkpoint / precision, 18, 0)
-            graphs.write(source, target, "vision_encoder", scales)
+            graphs.write(source, target, "vision_encoder", Scales(columns))
             (checkpoint / precision).rename(checkpoint.with_suffix(f".{precision}"))
         folder.mkdir()
         for precision in PRECISIONS:
@@ -158,13 +170,14 @@ def _timed(name: str, rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def measure_answers(options: Options) -> dict[str, Any]:
-    """Ask the demos with both encoders, at every budget."""
+def measure_answers(options: Options, before: dict[str, Any]) -> dict[str, Any]:
+    """Ask the demos with every encoder, at every budget; rows that were not asked for stay."""
     samples = list(suite("test", options.scenes))
+    asked = [name for name in EXPORTS if name in ("fp32", *options.precisions)]
     rows: list[dict[str, Any]] = []
     for family in options.families:
         texts: dict[tuple[str, float], list[str]] = {}
-        for precision in PRECISIONS:
+        for precision in asked:
             with tokprune.load(demo(family, precision), backend="cpu", threads=1) as vlm:
                 for one in track(samples, description=f"{family} {precision}"):
                     for budget in BUDGETS:
@@ -180,17 +193,70 @@ def measure_answers(options: Options) -> dict[str, Any]:
                     "alike": _equal(found, texts["fp32", budget]),
                 }
             )
-    return {**machine("onnxruntime", "numpy"), "questions": len(samples), "rows": rows}
+    told = {**machine("onnxruntime", "numpy"), "questions": len(samples)}
+    return {**told, "rows": _with_older(rows, before, len(samples))}
+
+
+def _with_older(
+    rows: list[dict[str, Any]], before: dict[str, Any], questions: int
+) -> list[dict[str, Any]]:
+    """Put rows beside earlier ones, if fp32 answers as it did then."""
+    key = itemgetter("family", "precision", "budget")
+    new = {key(row): row for row in rows}
+    old = {key(row): row for row in before.get("rows", ())}
+    stays = {name: row for name, row in old.items() if name not in new}
+    families = {row["family"] for row in rows} & {row["family"] for row in stays.values()}
+    same = all(
+        old.get((family, "fp32", b), {}).get("right") == new[family, "fp32", b]["right"]
+        for family in families
+        for b in BUDGETS
+    )
+    if stays and (before["questions"] != questions or not same):
+        raise ValueError("fp32 answers otherwise than before: measure every precision again")
+    ordered = {**stays, **new}
+    places = list(dict.fromkeys(family for family, *_ in (*old, *new)))
+    return sorted(
+        ordered.values(),
+        key=lambda r: (places.index(r["family"]), [*EXPORTS].index(r["precision"]), -r["budget"]),
+    )
+
+
+def measure_parity(options: Options) -> list[dict[str, Any]]:
+    """Read what the exports compared of their vision encoders."""
+    rows: list[dict[str, Any]] = []
+    for family in options.families:
+        for precision in EXPORTS:
+            report = json.loads((demo(family, precision) / "reports/parity.json").read_bytes())
+            for what in ("vision_encoder", "rounding"):
+                found = [
+                    row
+                    for row in report["rows"]
+                    if row["graph"] == what and row["form"] in ("", "vision_encoder")
+                ]
+                if found:
+                    rows.append({"family": family, "precision": precision} | _worst(what, found))
+    return rows
+
+
+def _worst(what: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "compared": what,
+        "cases": len(rows),
+        "cosine": min(row["cosine"] for row in rows),
+        "of_largest": max(row["max_abs_diff"] / max(1, row["max_abs"]) for row in rows),
+        "limit": max(row["tolerance"] / max(1, row["max_abs"]) for row in rows),
+    }
 
 
 def demo(family: str, precision: str) -> Path:
     """Export a demo with its scorer, unless it was."""
-    folder, checkpoint = BUILT / f"demo-{family}-{precision}", CHECKPOINTS / family
+    name = f"demo-{family}-{precision.replace(', ', '-')}"
+    folder, checkpoint = BUILT / name, CHECKPOINTS / family
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         code = "from tokprune_export.cli import export_main; export_main()"
         given = scorers_of(checkpoint)
-        narrow = ["--encoder-precision", "int8"] if precision == "int8" else []
+        narrow = EXPORTS[precision]
         command = [sys.executable, "-c", code, str(checkpoint), str(folder), *given, *narrow]
         subprocess.run(command, check=True)
     return folder
@@ -202,7 +268,7 @@ def _equal(found: list[str], others: list[str]) -> float:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the tables that docs show."""
-    lines = ["# Vision encoders in 8 bits on the CPU", ""]
+    lines = ["# Vision encoders in 16 and 8 bits", ""]
     if speed := result.get("speed"):
         lines += [
             "Published sizes, random weights, one thread. Medians of interleaved rounds by "
@@ -222,6 +288,16 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append("")
     if answers := result.get("answers"):
         lines += [
+            "`int8` rounds inputs as they come; `int8-static` with scales that were found on 64 "
+            "drawn scenes of the training split (the form for TensorRT). `fp16` is "
+            "`--precision fp16`: the LLM is in float16 too.",
+            "",
+            "**All of this ran on ONNX Runtime's CPU, no GPU.** It rounds to 8 bits as the graph "
+            "says, as any engine must; sums of 8-bit products are exact in 32-bit integers "
+            "(fp16, int8-static: it multiplies the rounded values in float32). Products of fp16 "
+            "it computes in float32. So a GPU's sums, and float16 between kernels that it fuses, "
+            "are what these rows do not show.",
+            "",
             f"Answers of the demo VLMs to {answers['questions']} questions of the test split "
             f"({answers['date']}): right, and in brackets the same text as with the encoder in "
             f"float32, with {' and '.join(f'{b:.0%}' for b in BUDGETS)} of the vision tokens.",
@@ -234,7 +310,37 @@ def markdown(result: dict[str, Any]) -> str:
             rows = [told[family, precision, budget] for budget in BUDGETS]
             cells = [f"{row['right']:.1%} ({row['alike']:.1%})" for row in rows]
             lines.append(f"| {family} | {precision} | {' | '.join(cells)} |")
-    return "\n".join(lines).rstrip() + "\n"
+        lines.append("")
+    return "\n".join([*lines, *parity_lines(result.get("parity", []))]).rstrip() + "\n"
+
+
+def parity_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table of what the exports compared."""
+    if not rows:
+        return []
+    told = {(row["family"], row["precision"], row["compared"]): row for row in rows}
+    lines = [
+        "What the exports of these demos compared of their vision encoders, the worst case each: "
+        "least cosine, and in brackets the largest difference as a share of the largest value. "
+        "*Checkpoint*: random pixels of several sizes, against the checkpoint in float32, which in "
+        "8 bits rounds as the graph does. The last column tells what rounding itself changes: "
+        "`int8` with those random pixels, `int8-static` with four pictures that no scale was found "
+        "on.",
+        "",
+        "| demo | encoder | checkpoint | must hold | before rounding |",
+        "|---|---|---|---|---|",
+    ]
+    for family, precision in dict.fromkeys(key[:2] for key in told):
+        row = told[family, precision, "vision_encoder"]
+        cells = [_closeness(row), f"{row['limit']:.0e}"]
+        rounded = told.get((family, precision, "rounding"))
+        cells.append(_closeness(rounded) if rounded else "")
+        lines.append(f"| {family} | {precision} | {' | '.join(cells)} |")
+    return lines
+
+
+def _closeness(row: dict[str, Any]) -> str:
+    return f"{row['cosine']:.5f} ({row['of_largest']:.1e})"
 
 
 def main() -> None:
@@ -243,7 +349,13 @@ def main() -> None:
     path = options.output / "encoder-precision.json"
     result: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     for part in options.parts:
-        result[part] = measure_speed(options) if part == "speed" else measure_answers(options)
+        match part:
+            case "speed":
+                result[part] = measure_speed(options)
+            case "answers":
+                result[part] = measure_answers(options, result.get(part, {}))
+            case "parity":
+                result[part] = measure_parity(options)
         path.write_text(json.dumps(result, indent=1) + "\n")
         (options.output / "encoder-precision.md").write_text(markdown(result))
     Console().print(markdown(result), markup=False, soft_wrap=True)
