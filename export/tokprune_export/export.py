@@ -37,6 +37,7 @@ from tokprune_export.families import FAMILIES, Family
 from tokprune_export.narrow import DTYPES
 from tokprune_export.options import ExportOptions
 from tokprune_export.oracle import Expected, observe
+from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import Notes, Row, report
 from tokprune_export.rounding import ROUNDED, find_rounding, observe_rounded
 from tokprune_export.saliency import layers_summed
@@ -166,7 +167,7 @@ def write_bundle(plan: Plan, folder: Path, step: Step, outcome: Outcome) -> Mani
     written = write_graphs(plan, folder, step)
     step("parity")
     options, family = plan.options, plan.checkpoint.family
-    bench = parity.Bench(
+    bench = Bench(
         folder,
         written.graphs,
         family,

@@ -16,7 +16,7 @@ from tokprune_export.layers import InPrecision
 from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm, UnbiasedOrtLlm
 from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
-from tokprune_export.parity import scorer_feeds
+from tokprune_export.parity_scorer import scorer_feeds
 from tokprune_export.scorers import Size, TwoLooks
 from tokprune_export.static_scales import NOT_ROUNDED, Scales
 

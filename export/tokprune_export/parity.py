@@ -1,101 +1,27 @@
 """The gate: the files just written, run in ONNX Runtime, against what the HF module said."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from tokprune.canvas import canvas
 from tokprune.families import FAMILIES
 from tokprune.graphs import VisionEncoder
 from tokprune.llm import Call, cache_length, feeds_of, takes_bias
-from tokprune.manifest import EncoderPrecision, Graphs, GraphSpec, LlmForm, Precision
-from tokprune.types import Array, Region
+from tokprune.manifest import LlmForm
+from tokprune.types import Array
 from tokprune_export.errors import ParityFailed
 from tokprune_export.oracle import Expected, Run
-from tokprune_export.parity_report import (
-    EXACT,
-    PICTURES,
-    ROUNDING,
-    RULES,
-    STATIC,
-    Row,
-    Rule,
-    compare,
-    with_ties,
-)
-from tokprune_export.scorers import Size, TwoLooks
-from tokprune_export.static_scales import Probe
-from tokprune_export.widen import widen, widened_form
-from tokprune_runtimes import Carry, Graph, load_graph
+from tokprune_export.parity_bench import Bench
+from tokprune_export.parity_report import EXACT, PICTURES, ROUNDING, Row, Rule, compare, with_ties
+from tokprune_export.parity_scorer import scorer_rows
+from tokprune_runtimes import Carry, Graph
 
 FORMS_RULE = Rule(1e-5)  # between two forms of the same weights, in float32
 SPARE = 5  # rows of an in-place cache that nothing is written to
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The files under test, and what they are held to."""
-
-    folder: Path
-    graphs: Graphs
-    family: str
-    precision: Precision = "fp32"
-    atol: float | None = None  # None: the precision's own
-    rounded: Sequence[Expected] | None = (
-        None  # what graphs are compared with whose weights have fewer bits
-    )
-    encoder_precision: EncoderPrecision | None = None  # None: as the rest
-    probes: Sequence[Probe] = ()  # what the encoder says of pictures before it is rounded
-
-    @property
-    def encoder(self) -> Rule:
-        """What the vision encoder is held to."""
-        match self.encoder_precision:
-            case "int8":
-                return self._at(RULES["int8"])
-            case "int8-static":
-                return self._at(STATIC)
-            case None:
-                return self.beside
-
-    @property
-    def whole(self) -> Rule:
-        """What answers from pixels on are held to."""
-        return self.rule if self.encoder_precision is None else self._at(RULES["int8"])
-
-    @property
-    def beside(self) -> Rule:
-        """What the first layer is held to, and a vision encoder that has not its own precision."""
-        return RULES["fp32"] if self.precision == "int8" else self.rule
-
-    @property
-    def rule(self) -> Rule:
-        """What the LLM is held to, and what is as narrow."""
-        return self._at(RULES[self.precision])
-
-    def _at(self, rule: Rule) -> Rule:
-        return rule if self.atol is None else replace(rule, atol=self.atol)
-
-    @property
-    def forms(self) -> list[LlmForm]:
-        """The LLM's forms, as they are fed here."""
-        narrow = self.precision == "bf16"
-        return [widened_form(form) if narrow else form for form in self.graphs.llm]
-
-    def open(self, spec: GraphSpec) -> Graph:
-        """Load a graph as the device would; in bfloat16 one that says the same in float32."""
-        if self.precision != "bf16" or spec == self.graphs.scorer:
-            return load_graph(self.folder / spec.file, "cpu")
-        # beside the bundle's own files, where preflight has asked for the room
-        with TemporaryDirectory(dir=self.folder) as folder:
-            return load_graph(widen(self.folder / spec.file, Path(folder)), "cpu")
 
 
 def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iterator[Row]:
@@ -120,7 +46,7 @@ def check(bench: Bench, expected: Sequence[Expected], scorer: nn.Module) -> Iter
     vision = [tokens.embeds for tokens in seen]
     del encoder
     yield from _first_layer(bench, expected)
-    yield from _scorer(bench, scorer)
+    yield from scorer_rows(bench, scorer)
     alone: dict[str, dict[str, Array]] = {}
     for form in bench.forms:
         if not unrunnable(form):
@@ -194,65 +120,6 @@ def _first_layer(bench: Bench, expected: Sequence[Expected]) -> Iterator[Row]:
         }
         ours = graph.run(feeds)["attention"]
         yield compare("first_layer", "", one.trial.name, ours, one.attention, bench.beside)
-
-
-def _scorer(bench: Bench, network: nn.Module) -> Iterator[Row]:
-    """Compare the scorer with its own network, on grids and rows that were not traced."""
-    spec = bench.graphs.scorer
-    graph = bench.open(spec)
-    names = [tensor.name for tensor in spec.inputs]
-    shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
-    hidden = shapes["embeds"][1] if "embeds" in shapes else 1
-    size = Size(int(shapes["attention"][0]), int(hidden))
-    random = np.random.default_rng(0)
-    rule = RULES["fp32"]  # it stays float32: its weights are small, and scores are for ranking
-    rule = bench.rule if bench.precision == "fp32" else rule
-    for grids, rows, asked in (((1, 1),), 1, 0), (((8, 3),), 9, 4), (((5, 7), (2, 9)), 31, 12):
-        feeds = scorer_feeds(random, grids, size, rows, asked)
-        case = f"{' and '.join(f'{h}x{w}' for h, w in grids)}, {asked}/{rows} rows"
-        for look, told in _looks(network).items():
-            given = {**feeds, **told}
-            with torch.no_grad():
-                oracle = network(**{name: torch.from_numpy(given[name]) for name in given}).numpy()
-            ours = graph.run({name: given[name] for name in names})["relevance"]
-            yield compare("scorer", "", case + look, ours, oracle, rule)
-
-
-def _looks(network: nn.Module) -> dict[str, dict[str, Array]]:
-    """Return what a network is told of looks; nothing, where one scores all."""
-    if not isinstance(network, TwoLooks):
-        return {"": {}}
-    return {
-        "": {"glance": np.zeros(1, np.float32)},
-        ", first look": {"glance": np.ones(1, np.float32)},
-    }
-
-
-def scorer_feeds(
-    random: np.random.Generator,
-    grids: Iterable[tuple[int, int]],
-    size: Size,
-    rows: int,
-    asked: int,
-) -> dict[str, Array]:
-    """Return random attention over pictures of these grids, the last rows marked as asked."""
-    regions = tuple(Region(index, 0, 0, h, w) for index, (h, w) in enumerate(grids))
-    where = np.zeros((sum(region.rows * region.columns for region in regions), 7), np.int32)
-    where[:, 0] = np.repeat([r.picture for r in regions], [r.rows * r.columns for r in regions])
-    where[:, 3:5] = np.concatenate(
-        [np.indices((r.rows, r.columns)).reshape(2, -1).T for r in regions]
-    )
-    index, cells = canvas(where, regions)
-    attention = random.dirichlet(np.ones(len(where) + 1), size=(size.heads, rows))[:, :, :-1]
-    question = np.arange(rows) >= rows - asked
-    return {
-        "attention": attention.astype(np.float32),
-        "question": question,
-        "index": index,
-        "cells": cells,
-        "embeds": random.standard_normal((len(where), size.hidden), np.float32),
-        "words": random.standard_normal((rows, size.hidden), np.float32),
-    }
 
 
 def _llm(

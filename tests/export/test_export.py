@@ -19,6 +19,7 @@ from tokprune_export.cli import run_export
 from tokprune_export.errors import ParityFailed
 from tokprune_export.exits import guarded
 from tokprune_export.options import ExportOptions
+from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import Row, Rule
 from tokprune_export.scorers import Size
 
@@ -132,8 +133,8 @@ def test_preflight_asks_for_what_is_written(exported: Exported) -> None:
     assert size <= needed <= size + preflight.GRAPH_BYTES + 10_000
 
 
-def bench(folder: Path, exported: Exported) -> parity.Bench:
-    return parity.Bench(folder, exported.written.graphs, "qwen2_vl")
+def bench(folder: Path, exported: Exported) -> Bench:
+    return Bench(folder, exported.written.graphs, "qwen2_vl")
 
 
 def failing(folder: Path, exported: Exported) -> set[str]:

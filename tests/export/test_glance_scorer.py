@@ -14,8 +14,8 @@ from tokprune.types import Array, Feeds, FirstLayer, VisionTokens
 from tokprune_export import export
 from tokprune_export.errors import ExportRefused
 from tokprune_export.options import ExportOptions
-from tokprune_export.parity import scorer_feeds
 from tokprune_export.parity_report import Row
+from tokprune_export.parity_scorer import scorer_feeds
 from tokprune_export.scorers import AskedScorer, GridScorer, Scorer, Size, TwoLooks, save_scorer
 from tokprune_runtimes import Graph, Interrupt
 

@@ -28,6 +28,7 @@ from tokprune_export.errors import ExportRefused
 from tokprune_export.layers import Linear
 from tokprune_export.onnx import Input, Output, Source, save, trace
 from tokprune_export.options import ExportOptions
+from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import RULES, Row
 from tokprune_export.scorers import Size
 
@@ -301,7 +302,7 @@ def test_wrong_weights_in_a_saved_file_fail_the_gate(
         part.view(np.float32)[:32] *= 2
     held.tofile(path)
     network = export.load_scorer(None, Size(4, 128)).network
-    bench = parity.Bench(
+    bench = Bench(
         folder, exported.written.graphs, "qwen2_vl", "int8", rounded=exported.written.rounded
     )
     found = list(parity.check(bench, exported.written.expected, network))

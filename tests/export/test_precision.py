@@ -21,6 +21,7 @@ from tokprune_export.layers import LayerNorm, Linear, RmsNorm, softmax
 from tokprune_export.narrow import narrow_weights
 from tokprune_export.onnx import Input, Output, Source
 from tokprune_export.options import ExportOptions
+from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import RULES, Row, compare, cosine
 from tokprune_export.scorers import Size
 
@@ -168,7 +169,7 @@ def test_wrong_weights_in_a_saved_file_fail_the_gate(
         half[30, 5] = broken
     numbers.tofile(path)
     network = export.load_scorer(None, Size(5, 60)).network
-    bench = parity.Bench(folder, exported.written.graphs, "qwen2_vl", "fp16")
+    bench = Bench(folder, exported.written.graphs, "qwen2_vl", "fp16")
     bad = {
         row.graph for row in parity.check(bench, exported.written.expected, network) if not row.ok
     }

@@ -29,6 +29,7 @@ from tokprune_export.errors import ExportRefused, ParityFailed
 from tokprune_export.layers import Linear
 from tokprune_export.onnx import Input, Output, Source, save, trace
 from tokprune_export.options import ExportOptions
+from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import RULES, Row
 from tokprune_export.scorers import Size
 from tokprune_export.static_scales import Scales, fixed, losses
@@ -326,8 +327,8 @@ def test_wrong_numbers_in_a_saved_file_fail_the_gate(
     assert {row.graph for row in checked if not row.ok} >= {"vision_encoder"}
 
 
-def bench_of(exported: Exported, folder: Path) -> parity.Bench:
-    return parity.Bench(
+def bench_of(exported: Exported, folder: Path) -> Bench:
+    return Bench(
         folder,
         exported.written.graphs,
         "qwen2_vl",

@@ -14,6 +14,7 @@ from tokprune_export import graphs, parity, quantize
 from tokprune_export.decoder import Decoder
 from tokprune_export.families import FAMILIES
 from tokprune_export.oracle import Run
+from tokprune_export.parity_report import RULES, compare
 from tokprune_runtimes import load_graph
 
 pytestmark = pytest.mark.torch
@@ -64,7 +65,7 @@ def test_it_says_what_the_portable_form_says(written: Written, lengths: Sequence
     run = a_run(lengths)
     ours, theirs = (written.logits(form, run) for form in ("trt", "portable"))
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * np.abs(theirs).max())
-    assert parity.compare("llm", "trt", "", ours, theirs, parity.RULES["fp16"]).ok
+    assert compare("llm", "trt", "", ours, theirs, RULES["fp16"]).ok
 
 
 def test_rows_that_were_written_later_are_not_seen(written: Written) -> None:

@@ -22,6 +22,7 @@ from tokprune_export.layers import InPrecision, Linear
 from tokprune_export.narrow import narrow_weights
 from tokprune_export.onnx import Input, Output, Source, save, trace
 from tokprune_export.options import ExportOptions
+from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import Row
 from tokprune_export.scorers import Size
 from tokprune_export.widen import widen
@@ -128,6 +129,6 @@ def test_wrong_weights_in_a_saved_file_fail_the_gate(exported: Exported, tmp_pat
     part.view(np.uint16).reshape(128, 128)[:, :32] = 0  # one of four heads
     held.tofile(path)
     network = export.load_scorer(None, Size(4, 128)).network
-    bench = parity.Bench(folder, exported.written.graphs, "qwen2_vl", "bf16")
+    bench = Bench(folder, exported.written.graphs, "qwen2_vl", "bf16")
     found = list(parity.check(bench, exported.written.expected, network))
     assert {row.graph for row in found if not row.ok} == {"llm", "end to end", "pruned"}
