@@ -187,6 +187,7 @@ def write(options: Options, asked: Sequence[Asked], scorers: Mapping[str, Scorer
     full = float(np.mean([each.right["full"] for each in asked]))
     cells = summarise(asked)
     facts = machine("torch", "onnxruntime", "numpy")
+    trained = "one training seed" if options.seeds == 1 else f"{options.seeds} training seeds"
     what = f"{len(asked)} {options.split} questions, {options.tokens} vision tokens"
     what += "" if options.frames is None else f" a frame, {options.frames} frames"
     held = agreements(scorers)
@@ -198,8 +199,8 @@ def write(options: Options, asked: Sequence[Asked], scorers: Mapping[str, Scorer
     lines = [
         f"# Scorers: {options.name}",
         "",
-        f"{what}; full accuracy {full:.1%}. Share of it, mean over groups and {options.seeds} "
-        "training seeds; in brackets the 95 % paired bootstrap interval of the difference to "
+        f"{what}; full accuracy {full:.1%}. Share of it, mean over groups and {trained}; "
+        "in brackets the 95 % paired bootstrap interval of the difference to "
         f"attention-spread in points, and the worst group. {facts['processor']}, {facts['date']}.",
         "",
         f"| scorer, loss, order | {' | '.join(f'{share:.0%}' for share in KEPT)} |",
