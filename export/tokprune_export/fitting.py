@@ -15,7 +15,14 @@ from tokprune_export.label_cache import SHARD_LABELS, Label, LabelCache
 from tokprune_export.lessons import Lesson, lessons_of, lost_answers
 from tokprune_export.pairs import Pair, glance_of, pair_of
 from tokprune_export.progress import Counting
-from tokprune_export.scorer_training import RECIPES, network_of, predictions, train
+from tokprune_export.scorer_training import (
+    RECIPES,
+    Objective,
+    divergence,
+    network_of,
+    predictions,
+    train,
+)
 from tokprune_export.scorers import Arch, Network, Scorer, Size
 
 Loss = Literal["relevance", "answers"]
@@ -66,9 +73,30 @@ class Classroom:
 
     def fit(self, arch: Arch, loss: Loss, epochs: int | None) -> Fitted:
         """Train one network and measure it."""
-        network = network_of(arch, self.size, self.seed).to(self.device)
-        run = self._on_answers if loss == "answers" else self._on_relevance
-        run(network, arch, epochs)
+        return self.teach(network_of(arch, self.size, self.seed), arch, loss, epochs)
+
+    def teach(
+        self,
+        network: Network,
+        arch: Arch,
+        loss: Loss,
+        epochs: int | None = None,
+        objective: Objective = divergence,
+    ) -> Fitted:
+        """Train a network that is given and measure it.
+
+        Args:
+            network: untrained.
+            arch: whose recipe it gets.
+            loss: what it learns from.
+            epochs: None: as many as the recipe has.
+            objective: how it learns from relevance; the paper's if not given.
+        """
+        network.to(self.device)
+        if loss == "answers":
+            self._on_answers(network, arch, epochs)
+        else:
+            self._on_relevance(network, arch, epochs, objective)
         pairs = [self._pair(network, label) for label in self.division.held.labels]
         row, glances = self.measured(list(predictions(network, pairs))), self._glances(network)
         kinds = self.division.modalities
@@ -92,7 +120,9 @@ class Classroom:
     def _glance(self, network: Network, label: Label) -> Pair | None:
         return glance_of(network, label, self.text.embeddings, self.device)
 
-    def _on_relevance(self, network: Network, arch: Arch, epochs: int | None) -> None:
+    def _on_relevance(
+        self, network: Network, arch: Arch, epochs: int | None, objective: Objective
+    ) -> None:
         def pairs(names: Sequence[str]) -> list[Pair]:
             return [self._pair(network, label) for label in self.labels(names)]
 
@@ -105,6 +135,7 @@ class Classroom:
                 recipe,
                 self.seed,
                 lambda _, loss, other: counting.advance(note=_note(loss, other)),
+                objective,
             )
 
     def _on_answers(self, network: Network, arch: Arch, epochs: int | None) -> None:

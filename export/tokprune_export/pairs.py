@@ -122,9 +122,10 @@ def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
             layout = (batch.index, batch.cells, batch.prompts)
             logits = network.logits(_channels(network, batch), *layout)
         case PaperScorer():
-            padded = torch.zeros(batch.slots.shape, device=batch.slots.device)
-            padded = padded.masked_scatter(batch.slots, batch.features[0])
-            return torch.where(batch.slots, network.logits(padded[:, None], batch.slots), empty)
+            padded = batch.features.new_zeros(*batch.slots.shape, len(batch.features))
+            padded[batch.slots] = batch.features.T
+            logits = network.logits(padded.transpose(1, 2), batch.slots)
+            return torch.where(batch.slots, logits, empty)
         case _:
             raise TypeError(f"{type(network).__name__} is no scorer network")
     return empty.masked_scatter(batch.slots, logits)

@@ -8,7 +8,7 @@ the sum, KL(label || prediction). Its network has its optimiser too: Adam, batch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from tokprune.manifest import Modality
 from tokprune.types import Array
 from tokprune_export.pairs import Batch, Pair, batched_logits, collate
 from tokprune_export.scorers import NETWORKS, Arch, Network, Size
+
+Objective: TypeAlias = Callable[[Tensor, Batch], Tensor]  # logits [b, n] -> losses [b]
 
 HELD_OUT = 0.1  # share of the pictures, and of the videos
 
@@ -97,6 +99,15 @@ def network_of(arch: Arch, size: Size, seed: int) -> Network:
         return NETWORKS[arch](size)
 
 
+def divergence(logits: Float[Tensor, "b n"], batch: Batch) -> Float[Tensor, " b"]:
+    """KL(target || prediction) of each sample."""
+    # Newlines have logits of -inf, and targets of 0: they say nothing.
+    silent = ~batch.slots | logits.isneginf()
+    predicted = logits.log_softmax(dim=1).masked_fill(silent, 0.0)
+    known = torch.xlogy(batch.target, batch.target)
+    return (known - batch.target * predicted).sum(dim=1)
+
+
 def train(
     network: Network,
     pairs: Sequence[Pair],
@@ -104,6 +115,7 @@ def train(
     recipe: Recipe,
     seed: int,
     report: Callable[[int, float, float], None],
+    objective: Objective = divergence,
 ) -> int:
     """Fit a network in place, and return the epoch whose weights it has.
 
@@ -117,6 +129,7 @@ def train(
         recipe: epochs and optimiser.
         seed: of the order of samples.
         report: told the epoch, counted from 1, and the mean losses of `pairs` and `checked`.
+        objective: each sample's loss.
     """
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer, schedule = optimiser_of(network, recipe, recipe.steps(len(pairs)))
@@ -126,13 +139,13 @@ def train(
         total = 0.0
         for chosen in _chunks(random.permutation(len(pairs)).tolist(), recipe.batch):
             batch = collate([pairs[i] for i in chosen])
-            loss = divergence(batched_logits(network, batch), batch).mean()
+            loss = objective(batched_logits(network, batch), batch).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             total += float(loss.detach()) * len(chosen)
-        loss = mean_divergence(network, checked)
+        loss = mean_loss(network, checked, objective)
         report(epoch, total / len(pairs), loss)
         if loss < best_loss:
             best, best_loss = epoch, loss
@@ -144,22 +157,15 @@ def train(
 
 
 @torch.no_grad()
-def mean_divergence(network: nn.Module, pairs: Sequence[Pair], batch: int = 64) -> float:
+def mean_loss(
+    network: nn.Module, pairs: Sequence[Pair], objective: Objective, batch: int = 64
+) -> float:
     """Return the mean loss of a network."""
     total = 0.0
     for chosen in _chunks(list(pairs), batch):
         laid = collate(chosen)
-        total += float(divergence(batched_logits(network, laid), laid).sum())
+        total += float(objective(batched_logits(network, laid), laid).sum())
     return total / len(pairs)
-
-
-def divergence(logits: Float[Tensor, "b n"], batch: Batch) -> Float[Tensor, " b"]:
-    """KL(target || prediction) of each sample."""
-    # Newlines have logits of -inf, and targets of 0: they say nothing.
-    silent = ~batch.slots | logits.isneginf()
-    predicted = logits.log_softmax(dim=1).masked_fill(silent, 0.0)
-    known = torch.xlogy(batch.target, batch.target)
-    return (known - batch.target * predicted).sum(dim=1)
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ worst group.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import tyro
@@ -32,7 +32,7 @@ from tokprune.selection import keep_all, select
 from tokprune.selectors.baselines import mean_attention
 from tokprune.selectors.selector import descending, prefix_of
 from tokprune.selectors.spread import Scale, spread
-from tokprune.types import Array, Ranking
+from tokprune.types import Array, FirstLayer, Prompt, Ranking, Scores, VisionTokens
 from tokprune_export.evaluation.truth import scored
 from tokprune_export.scorers import Scorer, Size, load_scorer
 
@@ -47,6 +47,7 @@ CASES = (
 )
 ORDERS = {"alone": None, **{f"spread, power {p:g}": Scale(score_power=p) for p in (2.0, 1.0, 0.5)}}
 RIVAL = "attention, spread, power 2"
+AHEAD = "ahead_of_attention_spread"
 RESAMPLES = 2000
 NEW_TOKENS = 24
 
@@ -78,6 +79,9 @@ class Options:
     """Train on the first so many questions of the file: its pictures come before its videos."""
 
 
+Judge: TypeAlias = Callable[[Prompt, VisionTokens, FirstLayer], Scores]
+
+
 class Asked(NamedTuple):
     """Whether one question was answered rightly, by scorer, order and kept share."""
 
@@ -101,7 +105,12 @@ def train(options: Options) -> dict[str, Path]:
     return files
 
 
-def ask(vlm: VLM, scorers: Mapping[str, Scorer], sample: Sample | FilmSample) -> Asked:
+def ask(
+    vlm: VLM,
+    judges: Mapping[str, Judge],
+    sample: Sample | FilmSample,
+    orders: Mapping[str, Scale | None] = ORDERS,
+) -> Asked:
     """Ask one question with every scorer, order and kept share."""
     media = [sample.clip] if isinstance(sample, FilmSample) else list(sample.pictures)
     prompt, prepared = vlm.model.prepare(media, sample.question)
@@ -121,8 +130,8 @@ def ask(vlm: VLM, scorers: Mapping[str, Scorer], sample: Sample | FilmSample) ->
 
     found = {"full": right(keep_all(len(vision.embeds)), 1.0)}
     scores = {"attention": mean_attention(first)}
-    scores |= {name: scored(scorer, vision, first) for name, scorer in scorers.items()}
-    for (name, values), (order, scale) in product(scores.items(), ORDERS.items()):
+    scores |= {name: judge(prompt, vision, first) for name, judge in judges.items()}
+    for (name, values), (order, scale) in product(scores.items(), orders.items()):
         plain = prefix_of(descending(values, vision))
         ranking = Ranking(plain if scale is None else spread(values, vision, scale))
         for share in KEPT:
@@ -138,8 +147,23 @@ def questions(options: Options) -> Iterator[Sample | FilmSample]:
     return film_suite(options.split, options.samples, grid=grid, frames=options.frames)
 
 
-def summarise(asked: Sequence[Asked]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the figures of every cell, seeds of one training together."""
+def judge_of(scorer: Scorer) -> Judge:
+    """Return how a scorer judges vision tokens."""
+    return lambda _, vision, first: scored(scorer, vision, first)
+
+
+def summarise(
+    asked: Sequence[Asked],
+    rival_of: Callable[[str], str] = lambda _: RIVAL,
+    ahead: str = AHEAD,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the figures of every cell, seeds of one training together.
+
+    Args:
+        asked: what was answered rightly.
+        rival_of: the name of what a cell's name is compared with.
+        ahead: what the difference to it is called.
+    """
     groups = np.array([each.group for each in asked])
     names = sorted(set(groups))
     random = np.random.default_rng(0)
@@ -155,7 +179,10 @@ def summarise(asked: Sequence[Asked]) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for cell, seeds in means.items():
         name, _, share = cell.rpartition(" @ ")
-        values, rival = np.mean(seeds, axis=0), np.mean(means[f"{RIVAL} @ {share}"], axis=0)
+        values, rival = (
+            np.mean(seeds, axis=0),
+            np.mean(means[f"{rival_of(name)} @ {share}"], axis=0),
+        )
         low, high = np.percentile((values - rival)[drawn].mean(axis=1), [2.5, 97.5])
         of_full = {g: values[groups == g].mean() / full[groups == g].mean() for g in names}
         worst = min(of_full, key=lambda g: of_full[g])
@@ -163,7 +190,7 @@ def summarise(asked: Sequence[Asked]) -> dict[str, dict[str, dict[str, Any]]]:
         found.setdefault(name, {})[share] = {
             "retention": round(float(np.mean(by_seed)), 4),
             "by_seed": [round(each, 4) for each in by_seed],
-            "ahead_of_attention_spread": round(float((values - rival).mean()), 4),
+            ahead: round(float((values - rival).mean()), 4),
             "ci_low": round(float(low), 4),
             "ci_high": round(float(high), 4),
             "worst_group": worst,
@@ -238,7 +265,8 @@ def main() -> None:
     llm = vlm.bundle.manifest.llm
     size = Size(llm.heads, llm.hidden_size)
     scorers = {name: load_scorer(path, size) for name, path in files.items()}
-    write(options, [ask(vlm, scorers, sample) for sample in questions(options)], scorers)
+    judges = {name: judge_of(scorer) for name, scorer in scorers.items()}
+    write(options, [ask(vlm, judges, sample) for sample in questions(options)], scorers)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from grids import tiled_vision, vision_tokens
+from scorer_variants import PICTURES, VIDEOS, Variant, ranks
 
 from tokprune.canvas import canvas
 from tokprune.manifest import Modality
@@ -17,7 +18,7 @@ from tokprune_export.pairs import batched_logits, collate, pair_of
 from tokprune_export.scorer_training import (
     Recipe,
     divergence,
-    mean_divergence,
+    mean_loss,
     network_of,
     predictions,
     split,
@@ -61,9 +62,12 @@ def prompt_of(embeds: np.ndarray) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
-def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
-    network = network_of(arch, SIZE, 0)
+VARIANTS = [v for v in (*PICTURES, *VIDEOS) if v.rows == "rotated"]  # of the same inputs
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_batch_gives_what_each_sample_gives_alone(variant: Variant) -> None:
+    network = variant.untrained(SIZE, 0)
     labels = [label((4, 5)), label((2, 9), (6, 3), seed=1), label((1, 1), seed=2)]
     pairs = [pair_of(network, each, TABLE, CPU) for each in labels]
     with torch.no_grad():
@@ -74,9 +78,9 @@ def test_a_batch_gives_what_each_sample_gives_alone(arch: Arch) -> None:
             assert (row[len(alone) :] == float("-inf")).all()
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
-def test_training_sees_what_the_graph_will_see(arch: Arch) -> None:
-    network = network_of(arch, SIZE, 0)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_training_sees_what_the_graph_will_see(variant: Variant) -> None:
+    network = variant.untrained(SIZE, 0)
     given = label((2, 9), (6, 3))
     (predicted,) = predictions(network, [pair_of(network, given, TABLE, CPU)])
     with torch.no_grad():
@@ -120,7 +124,7 @@ def test_training_ends_where_other_pictures_gain_nothing_and_keeps_the_best_weig
     recipe = Recipe(40, 8, 1e-2, 0.0, "cosine", patience=3)
     best = train(network, pairs, opposite, recipe, 0, lambda *given: losses.append(given[2]))
     assert len(losses) == best + 3 < 40
-    assert mean_divergence(network, opposite) == pytest.approx(min(losses), rel=1e-5)
+    assert mean_loss(network, opposite, divergence) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_newlines_have_no_say_in_the_training_of_the_grid_network() -> None:
@@ -177,6 +181,17 @@ def test_the_loss_is_the_divergence_of_the_prediction_from_the_target() -> None:
     flat = torch.zeros(2, 6).masked_fill(~batch.slots, float("-inf"))
     some = batch.target[1][batch.target[1] > 0]
     assert divergence(flat, batch)[1] == pytest.approx(float((some * (some * 4).log()).sum()))
+
+
+def test_the_loss_on_ranks_counts_wrongly_ordered_pairs_by_how_far_they_are_apart() -> None:
+    network = network_of("paper", SIZE, 0)
+    batch = collate([pair_of(network, label((1, 4)), TABLE, CPU)])
+    target = torch.tensor([[0.5, 0.5, 0.0, 0.0]])
+    batch = replace(batch, target=target)
+    right, wrong = torch.tensor([[60.0, 50, -50, -60]]), torch.tensor([[-50.0, 50, 10, -60]])
+    assert ranks(right, batch).item() == pytest.approx(0.0, abs=1e-6)
+    # of four pairs that matter one is wrong, by 60; what matters as much is no pair
+    assert ranks(wrong, batch).item() == pytest.approx(60 / 4, rel=1e-4)
 
 
 def test_figures_are_those_of_their_definitions() -> None:

@@ -85,9 +85,20 @@ class AskedScorer(nn.Module):
         x = channels[:, index.clamp(min=0)].transpose(0, 1) * filled
         x = functional.gelu(self.first(x)) * filled
         x = (x + self._whole(x, filled, prompts)) * filled
+        x = self.deeper(x, filled, prompts)
+        return without_cell(self.readout(x).flatten()[cells], index, cells)
+
+    def deeper(
+        self,
+        x: Float[Tensor, "r w rows columns"],
+        filled: Bool[Tensor, "r 1 rows columns"],
+        prompts: Int64[Tensor, " r"] | None,
+    ) -> Float[Tensor, "r w rows columns"]:
+        """Run what follows the first convolution and what each region hears of the others."""
+        del prompts
         for layer in self.layers:
             x = x + functional.gelu(layer(x)) * filled
-        return without_cell(self.readout(x).flatten()[cells], index, cells)
+        return x
 
     def _whole(
         self,

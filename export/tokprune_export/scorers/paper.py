@@ -57,9 +57,9 @@ class PaperScorer(nn.Module):
     widths = (32, 64, 128, 256, 512)
     kernel = 7
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        inputs = (1, *self.widths[:-1])
+        inputs = (channels, *self.widths[:-1])
         self.depthwise = nn.ModuleList(
             nn.Conv2d(width, width, (1, self.kernel), padding=(0, self.kernel // 2), groups=width)
             for width in inputs
@@ -77,7 +77,7 @@ class PaperScorer(nn.Module):
         return (scores / scores.mean().clamp(min=_TINY))[None]
 
     def logits(
-        self, features: Float[Tensor, "b 1 m"], mask: Bool[Tensor, "b m"] | None = None
+        self, features: Float[Tensor, "b c m"], mask: Bool[Tensor, "b m"] | None = None
     ) -> Float[Tensor, "b m"]:
         """Run the convolutions. Where `mask` is False is padding, and acts as the edge does."""
         x = features[:, :, None]
