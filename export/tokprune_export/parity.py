@@ -10,7 +10,7 @@ from torch import nn
 
 from tokprune.families import FAMILIES
 from tokprune.graphs import VisionEncoder
-from tokprune.llm import Call, cache_length, feeds_of, takes_bias
+from tokprune.llm_calls import Call, cache_length, feeds_of, takes_bias
 from tokprune.manifest import LlmForm
 from tokprune.types import Array
 from tokprune_export.errors import ParityFailed

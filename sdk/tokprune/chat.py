@@ -19,8 +19,9 @@ from tokprune.kv import KvOwner
 from tokprune.model import Pictures, Seen, Shows, any_live, see
 from tokprune.pinned import pinnable, pinning
 from tokprune.prompting import Content, Conversation, Shown, Turn
+from tokprune.running.asking import Ask, Layout
 from tokprune.running.request import AskOptions, options_of
-from tokprune.running.runtime import Ask, Layout, Runtime
+from tokprune.running.runtime import Runtime
 from tokprune.running.stream import AnswerStream
 from tokprune.selectors import Selector
 from tokprune.types import Answer, Clip, FrameStamp, Medium, Prepared, Selection, VisionTokens

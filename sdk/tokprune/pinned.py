@@ -7,8 +7,9 @@ from tokprune.errors import RequestInvalid
 from tokprune.kv import KvOwner
 from tokprune.model import Pictures, see
 from tokprune.prompting import Conversation, Shown, Turn
+from tokprune.running.asking import Ask, Layout
 from tokprune.running.request import AskOptions, options_of
-from tokprune.running.runtime import Ask, Layout, Runtime
+from tokprune.running.runtime import Runtime
 from tokprune.running.stream import AnswerStream
 from tokprune.selectors import AGNOSTIC, Selector
 from tokprune.types import Answer, Selection, VisionTokens

@@ -16,8 +16,9 @@ from tokprune.chat import Chat
 from tokprune.model import Model, Pictures, any_live, one_question, see
 from tokprune.pinned import Pinned
 from tokprune.running.answering import State
+from tokprune.running.asking import Ask, Layout
 from tokprune.running.request import AskOptions, options_of
-from tokprune.running.runtime import Ask, Layout, Runtime
+from tokprune.running.runtime import Runtime
 from tokprune.running.stream import AnswerStream
 from tokprune.running.worker import Admission, Worker
 from tokprune.selectors import Selector

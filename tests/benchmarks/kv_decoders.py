@@ -7,7 +7,8 @@ import numpy as np
 import real_size
 
 from tokprune.budgets import KeepRatio
-from tokprune.llm import Access, Call, Continuation, LanguageModel, feeds_of
+from tokprune.llm import Access, Continuation, LanguageModel
+from tokprune.llm_calls import Call, feeds_of
 from tokprune.selection import keep_all, select
 from tokprune.types import Array, Prompt, Selection, VisionTokens
 from tokprune_runtimes.ort import OrtGraph, OrtLoop

@@ -30,7 +30,7 @@ from rich.progress import track
 from shipped import scorers_of
 
 import tokprune
-from tokprune.llm import Call, feeds_of
+from tokprune.llm_calls import Call, feeds_of
 from tokprune.manifest import LlmForm, Precision
 from tokprune.scenes import Sample as Asked
 from tokprune.scenes import suite

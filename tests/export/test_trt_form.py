@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engine_builds import Built
 
-from tokprune.llm import SEEN_STEP, Call, cache_length, feeds_of
+from tokprune.llm_calls import SEEN_STEP, Call, cache_length, feeds_of
 from tokprune.manifest import LlmForm, Precision
 from tokprune_export import graphs, parity, quantize
 from tokprune_export.decoder import Decoder

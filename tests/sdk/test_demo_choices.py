@@ -9,7 +9,8 @@ import pytest
 
 from tokprune import load
 from tokprune.budgets import KeepRatio
-from tokprune.llm import Call, LanguageModel, feeds_of
+from tokprune.llm import LanguageModel
+from tokprune.llm_calls import Call, feeds_of
 from tokprune.manifest import Chat
 from tokprune.scenes import suite
 from tokprune.selection import keep_all, select

@@ -9,7 +9,8 @@ import pytest
 from grids import prompt_for, vision_tokens
 
 from tokprune import ContextOverflow, RequestInvalid
-from tokprune.llm import Call, Generation, LanguageModel, check_length, check_text, feeds_of
+from tokprune.llm import Generation, LanguageModel, check_length, check_text
+from tokprune.llm_calls import Call, feeds_of
 from tokprune.manifest import Cache, GraphSpec, Limits, LlmForm, LlmShape, Tensor
 from tokprune.text.sampling import Sampling
 from tokprune.types import Selection

@@ -18,7 +18,7 @@ from tokprune.engines.profiles import (
     vision_axes,
 )
 from tokprune.errors import BundleInvalid, EngineTooSmall, RequestInvalid
-from tokprune.llm import seen_rows
+from tokprune.llm_calls import seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Tensor
 from tokprune_runtimes import Carry, Feeds, Interrupt, Loop
 

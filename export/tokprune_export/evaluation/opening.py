@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tokprune
 from tokprune.kv import KvPool
-from tokprune.llm import Access, Generation, takes_bias
+from tokprune.llm import Access, Generation
+from tokprune.llm_calls import takes_bias
 from tokprune.types import First, Medium, Prepared, Prompt, Selection, VisionTokens
 from tokprune.vlm import VLM
 from tokprune_export.evaluation.cells import ScorerFile

@@ -17,7 +17,7 @@ from math import ceil, isqrt
 from typing import TypeAlias
 
 from tokprune.errors import BundleInvalid, RequestInvalid
-from tokprune.llm import SEEN_STEP, seen_rows
+from tokprune.llm_calls import SEEN_STEP, seen_rows
 from tokprune.manifest import GraphSpec, Limits, LlmForm, Manifest, Tensor
 
 Shape: TypeAlias = tuple[int, ...]
