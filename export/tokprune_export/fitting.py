@@ -26,7 +26,12 @@ from tokprune_export.scorer_training import (
 from tokprune_export.scorers import Arch, Network, Scorer, Size
 
 Loss = Literal["relevance", "answers"]
-LOSSES: dict[Arch, Loss] = {"paper": "relevance", "grid": "relevance", "asked": "answers"}
+LOSSES: dict[Arch, Loss] = {
+    "paper": "relevance",
+    "grid": "relevance",
+    "asked": "answers",
+    "frames": "answers",
+}
 
 
 class Fitted(NamedTuple):

@@ -51,6 +51,7 @@ RECIPES: dict[Arch, Recipe] = {
     "paper": Recipe(15, 128, 1e-3, 0.0, "cosine"),
     "grid": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
     "asked": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
+    "frames": Recipe(12, 64, 3e-3, 0.01, "one_cycle"),
 }
 
 

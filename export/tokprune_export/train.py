@@ -63,21 +63,21 @@ class TrainOptions:
     output: tyro.conf.Positional[Path]
     """The scorer file to make (safetensors). It must not exist."""
     arch: Annotated[
-        Literal["asked", "grid", "paper", "best"],
+        Literal["asked", "frames", "grid", "paper", "best"],
         tyro.conf.arg(name="scorer-arch", aliases=("--arch",)),
     ] = "asked"
     """Which network to train: paper is that of arXiv:2506.01097; grid convolves over rows and
     columns with heads as channels; asked sees the vision tokens too, and
-    reads the question. "best" trains all three and
-    writes the one whose choice changes held-out answers least."""
+    reads the question; frames does as well, and convolves over the frames before and after. "best"
+    trains all four and writes the one whose choice changes held-out answers least."""
     loss: Loss | None = None
     """What to learn from: explanations of right answers ("relevance", the paper's), or what the
-    answers lose without the other tokens ("answers"). Default: answers for asked, else
-    relevance."""
+    answers lose without the other tokens ("answers"). Default: answers for asked and
+    frames, else relevance."""
     other: Path | None = None
     """With "best": write the second best here."""
     epochs: int | None = None
-    """Most passes over the labels (default: 15 for paper, 12 for grid and asked, 8 on answers).
+    """Most passes over the labels (default: 15 for paper, 12 for the others, 8 on answers).
     Training ends earlier where the loss on pictures and videos that it has not seen grows. The
     paper has about 100."""
     glances: float = 1 / 3

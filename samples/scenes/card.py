@@ -242,6 +242,7 @@ def _scorer(path: Path) -> str:
     found = {**json.loads(facts["others"]), facts["kind"]: own}
     kinds["grid"] = "rows and heads as channels of 2-D convolutions"
     kinds["asked"] = "the same, the vision tokens and the words of the question, trained on answers"
+    kinds["frames"] = kinds["asked"] + ", over frames too"
     kinds[facts["kind"]] += " (shipped)"
     rows = [_agreement(kinds[kind], metrics) for kind, metrics in found.items()]
     apart = json.loads(facts["metrics_by_modality"])

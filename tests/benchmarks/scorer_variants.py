@@ -11,8 +11,8 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 from torch.nn import functional
 
 from tokprune.types import Array, Prompt, VisionTokens
@@ -22,7 +22,7 @@ from tokprune_export.fitting import Loss
 from tokprune_export.label_cache import Label, LabelCache
 from tokprune_export.pairs import Batch
 from tokprune_export.scorer_training import Objective, divergence, network_of
-from tokprune_export.scorers import Arch, AskedScorer, Network, PaperScorer, Size
+from tokprune_export.scorers import Arch, Network, PaperScorer, Size
 from tokprune_export.scorers.paper import row_weights
 
 Rows = Literal["rotated", "plain", "both"]  # attention with RoPE, without it, the heads of both
@@ -39,39 +39,6 @@ class HeadsPaper(PaperScorer):
         weight = row_weights(question, attention.dtype)
         mean = (attention * weight[:, None]).sum(dim=1) / weight.sum()
         return mean / mean.mean(dim=1, keepdim=True).clamp(min=_TINY)
-
-
-class FramesAsked(AskedScorer):
-    """The shipped network, its further convolutions over the frames before and after as well.
-
-    3 x 3 x 3: what lies one step before, now and after is convolved apart and added. For videos,
-    whose regions are frames in their order.
-    """
-
-    def __init__(self, heads: int, hidden: int) -> None:
-        super().__init__(heads, hidden)
-        layers = range(len(self.layers))
-        self.before, self.after = (
-            nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in layers)
-            for _ in range(2)
-        )
-
-    def deeper(
-        self,
-        x: Float[Tensor, "r w rows columns"],
-        filled: Bool[Tensor, "r 1 rows columns"],
-        prompts: Int64[Tensor, " r"] | None,
-    ) -> Float[Tensor, "r w rows columns"]:
-        """Run the further convolutions. Frames of other prompts are as frames that are not."""
-        follows = torch.ones(len(x) - 1, device=x.device)
-        if prompts is not None:
-            follows = (prompts[1:] == prompts[:-1]).to(x)
-        edge = x.new_zeros(1, *x.shape[1:])
-        for now, before, after in zip(self.layers, self.before, self.after, strict=True):
-            joined = x[:-1] * follows[:, None, None, None], x[1:] * follows[:, None, None, None]
-            y = now(x) + before(torch.cat([edge, joined[0]])) + after(torch.cat([joined[1], edge]))
-            x = x + functional.gelu(y) * filled
-        return x
 
 
 def ranks(logits: Float[Tensor, "b n"], batch: Batch) -> Float[Tensor, " b"]:
@@ -96,7 +63,7 @@ class Variant:
     arch: Arch  # whose recipe it has
     loss: Loss
     rows: Rows = "rotated"
-    network: type[PaperScorer | AskedScorer] | None = None  # None: the one of its arch
+    network: type[PaperScorer] | None = None  # None: the one of its arch
     objective: Objective = divergence
 
     def untrained(self, size: Size, seed: int) -> Network:
@@ -106,9 +73,7 @@ class Variant:
             return network_of(self.arch, Size(heads, size.hidden), seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if issubclass(self.network, PaperScorer):
-                return self.network(heads)
-            return self.network(heads, size.hidden)
+            return self.network(heads)
 
 
 PAPER, GRID, EXPLAINED, ASKED = "paper", "grid", "asked, by relevance", "asked"
@@ -128,7 +93,7 @@ PICTURES = (
 VIDEOS = (
     Variant(PAPER, PAPER, "paper", "relevance"),
     Variant(ASKED, PAPER, "asked", "answers"),
-    Variant("asked, over frames", ASKED, "asked", "answers", network=FramesAsked),
+    Variant("asked, over frames", ASKED, "frames", "answers"),
 )
 
 Of = TypeVar("Of", Tensor, Array)

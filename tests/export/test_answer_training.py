@@ -22,7 +22,7 @@ from tokprune_export.labels import label_all
 from tokprune_export.lessons import laid_out, lessons_of, lost_answers
 from tokprune_export.pairs import pair_of
 from tokprune_export.scorer_training import Recipe, network_of, predictions
-from tokprune_export.scorers import Arch, Network, Size
+from tokprune_export.scorers import NETWORKS, Arch, Network, Size
 from tokprune_export.teacher import Teacher, open_teacher
 
 pytestmark = pytest.mark.torch
@@ -131,7 +131,7 @@ def test_a_dimmed_token_matters_less_the_lower_its_share(
     assert distances[2] < 0.3 * distances[0]
 
 
-@pytest.mark.parametrize("arch", ["paper", "grid", "asked"])
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_gradients_reach_all_of_the_scorer_and_nothing_else(
     teacher: Teacher, labels: list[Label], arch: Arch
 ) -> None:

@@ -10,6 +10,7 @@ from tokprune_export import graphs
 from tokprune_export.scorers import (
     AskedScorer,
     AttentionMean,
+    FramesScorer,
     GridScorer,
     PaperScorer,
     Size,
@@ -27,6 +28,7 @@ SIZES = dict.fromkeys(("u", "r", "H", "W"), (1, 4, 16))
         PaperScorer(),
         GridScorer(4),
         AskedScorer(4, 128),
+        FramesScorer(4, 128),
         TwoLooks(AskedScorer(4, 128), GridScorer(4)),
     ],
 )

@@ -20,6 +20,7 @@ from tokprune_export.scorers import (
     TEXT_ROWS,
     AskedScorer,
     AttentionMean,
+    FramesScorer,
     GridScorer,
     Network,
     Scorer,
@@ -111,7 +112,7 @@ def test_the_mean_is_the_attention_selectors_own() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["grid", "asked"])
+@pytest.mark.parametrize("kind", ["grid", "asked", "frames"])
 def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas(kind: ScorerKind) -> None:
     network = made(kind)
     with torch.no_grad():
@@ -146,7 +147,24 @@ def test_a_picture_hears_of_its_neighbour_where_the_question_is_read() -> None:
     assert torch.equal(apart[:9], still[:9])  # of another prompt it does not
 
 
-@pytest.mark.parametrize("kind", ["grid", "asked"])
+@pytest.mark.parametrize(
+    ("prompts", "reached"),
+    [(None, [0, 1, 2]), ([0, 0, 0, 0], [0, 1, 2]), ([0, 0, 1, 1], [0, 1]), ([0, 1, 1, 1], [0])],
+)
+def test_a_frame_hears_of_the_two_before_and_after_it(
+    prompts: list[int] | None, reached: list[int]
+) -> None:
+    network = FramesScorer(HEADS, HIDDEN)
+    x, filled = torch.randn(4, network.width, 3, 3), torch.ones(4, 1, 3, 3, dtype=torch.bool)
+    told = None if prompts is None else torch.tensor(prompts)
+    with torch.no_grad():
+        before = network.deeper(x, filled, told)
+        x[0] += 1
+        changed = (network.deeper(x, filled, told) != before).flatten(1).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == reached
+
+
+@pytest.mark.parametrize("kind", ["grid", "asked", "frames"])
 def test_newline_tokens_have_no_cell_and_no_relevance(kind: ScorerKind) -> None:
     attention, question, index, _, embeds, words = inputs((2, 2), rows=4)
     attention = torch.cat([attention, attention[:, :, :2]], dim=2)
@@ -251,7 +269,7 @@ GOOD = {"format": "tokprune-scorer", "version": "1", "kind": "grid", "heads": "3
         ({"version": "2"}, "scorer version '2', this tokprune reads '1'"),
         ({"heads": "8"}, "trained for 8 attention heads, the checkpoint's LLM has 3"),
         ({"hidden": "896"}, "trained for 896 numbers a vision token, the checkpoint's LLM has 10"),
-        ({"kind": "gird"}, "unknown kind 'gird'. Known: asked, grid, paper"),
+        ({"kind": "gird"}, "unknown kind 'gird'. Known: asked, frames, grid, paper"),
         ({"kind": "paper"}, "does not hold the weights of its kind: depthwise"),
         ({"metrics": "[1]"}, "no readable metrics .* Expected `object`"),
         ({"metrics": "["}, "no readable metrics"),

@@ -22,10 +22,11 @@ from tokprune_export import train
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.decoder import FirstLayer
 from tokprune_export.examples import Example, read_examples
+from tokprune_export.fitting import LOSSES
 from tokprune_export.label_cache import Label, LabelCache
 from tokprune_export.labels import label_all, sample_name
 from tokprune_export.media import FrameFiles
-from tokprune_export.scorers import Size, load_scorer
+from tokprune_export.scorers import NETWORKS, Size, load_scorer
 from tokprune_export.teacher import (
     Teacher,
     ask_all,
@@ -217,7 +218,7 @@ def check_files(chosen: Path, other: Path) -> None:
             metadata = file.metadata()
         assert metadata["model"] == "qwen2_vl"
         assert int(metadata["labels"]) > 20
-        assert metadata["loss"] == ("answers" if metadata["kind"] == "asked" else "relevance")
+        assert (metadata["kind"], metadata["loss"]) in LOSSES.items()
         assert json.loads(metadata["by_glances"])["samples"] > 0
         figures.append((json.loads(metadata["metrics"]), json.loads(metadata["others"])))
     (mine, beside), (its, _) = figures
@@ -225,7 +226,7 @@ def check_files(chosen: Path, other: Path) -> None:
         "recall_at_50", "recall_at_25", "spearman", "kl", "answers_lost", "samples"
     }  # fmt: skip
     assert beside[kinds[1]] == its
-    assert set(beside) == {"attention", "paper", "grid", "asked"} - {kinds[0]}
+    assert set(beside) == {"attention", *NETWORKS} - {kinds[0]}
     assert mine["answers_lost"] == min(each["answers_lost"] for each in (mine, its))
 
 

@@ -4,6 +4,7 @@
     PaperScorer     the network of arXiv:2506.01097, open points as in its class
     GridScorer      rows and heads as channels of small 2-D convolutions over each region's grid
     AskedScorer     the same, what the tokens look like, and the words of the question
+    FramesScorer    the same, over the frames before and after too
     TwoLooks        two of these, the second for the first of two looks (`glance [1]`)
 
 All take `attention [a, u, n]`, `question [u]`, `index [r, rows, columns]` and `cells [n]`
@@ -22,6 +23,7 @@ from tokprune_export.scorers.files import (
     save_scorer,
     size_of,
 )
+from tokprune_export.scorers.frames import FramesScorer
 from tokprune_export.scorers.grid import TEXT_ROWS, GridScorer
 from tokprune_export.scorers.paper import AttentionMean, PaperScorer, mean_rows
 from tokprune_export.scorers.two_looks import TwoLooks
@@ -32,6 +34,7 @@ __all__ = [
     "Arch",
     "AskedScorer",
     "AttentionMean",
+    "FramesScorer",
     "GridScorer",
     "Network",
     "PaperScorer",

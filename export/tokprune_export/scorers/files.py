@@ -15,6 +15,7 @@ from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 from tokprune.manifest import Metrics, Modality, ScorerKind
 from tokprune_export.scorers.asked import AskedScorer
+from tokprune_export.scorers.frames import FramesScorer
 from tokprune_export.scorers.grid import GridScorer
 from tokprune_export.scorers.paper import AttentionMean, PaperScorer
 
@@ -34,11 +35,12 @@ def size_of(text_config: Mapping[str, Any]) -> Size:
     return Size(int(text_config["num_attention_heads"]), int(text_config["hidden_size"]))
 
 
-Arch = Literal["paper", "grid", "asked"]
+Arch = Literal["paper", "grid", "asked", "frames"]
 NETWORKS: dict[Arch, Callable[[Size], Network]] = {
     "paper": lambda _: PaperScorer(),
     "grid": lambda size: GridScorer(size.heads),
     "asked": lambda size: AskedScorer(size.heads, size.hidden),
+    "frames": lambda size: FramesScorer(size.heads, size.hidden),
 }
 
 
