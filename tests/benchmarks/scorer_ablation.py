@@ -6,10 +6,10 @@
         llava_onevision --cache WORK/labels
 
 Trains the variants (scorer_variants.py) that are not in WORK yet, asks questions of the development
-split with each, and writes docs/results/scorers/NAME-ablation.json and .md (of videos:
-NAME-ablation-video): the share of the full accuracy, and the 95 % paired bootstrap interval of the
-difference to what each variant varies. Several processes may train into one folder: give each its
-own --only, and --train.
+split with each, and writes docs/results/scorers/NAME-ablation.json and .md, NAME-ablation-video of
+videos, NAME-ablation-both and NAME-ablation-both-video of what learns from both: the share of the
+full accuracy, and the 95 % paired bootstrap interval of the difference to what each variant varies.
+Several processes may train into one folder: give each its own --only, and --train.
 """
 
 import json
@@ -26,7 +26,7 @@ from machine import machine
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scorer_variants import PICTURES, VIDEOS, Labels, Rotations, Variant
+from scorer_variants import BOTH, PICTURES, VIDEOS, Labels, Rotations, Variant
 from scorers import TARGET, Judge, ask, judge_of, summarise
 
 import tokprune
@@ -41,6 +41,7 @@ from tokprune_export.scorers import Scorer, Size, size_of
 from tokprune_export.teacher import fingerprint, open_text
 
 ORDERS = {"alone": None, "spread": Scale(score_power=1.0)}
+Kind = Literal["pictures", "videos"]
 HELD = ("recall_at_25", "spearman", "answers_lost")
 DEVICE = torch.device("cpu")
 FILM_GRID, FILM_FRAMES = (6, 6), 8
@@ -60,7 +61,8 @@ class Options:
     """Of the files to write."""
     cache: Path | None = None
     """Labels of an earlier training."""
-    about: Literal["pictures", "videos"] = "pictures"
+    about: Literal["pictures", "videos", "both"] = "pictures"
+    """What is trained on and asked. Both: as shipped scorers are, first looks too."""
     samples: int = 500
     tokens: int = 196
     """Vision tokens of a drawn picture."""
@@ -73,7 +75,7 @@ class Options:
 
 def variants(options: Options) -> list[Variant]:
     """Return what is compared."""
-    known = PICTURES if options.about == "pictures" else VIDEOS
+    known = {"pictures": PICTURES, "videos": VIDEOS, "both": BOTH}[options.about]
     return [variant for variant in known if not options.only or variant.name in options.only]
 
 
@@ -112,9 +114,9 @@ def load(path: Path, variant: Variant, size: Size) -> tuple[Scorer, dict[str, fl
     return Scorer(network.eval(), variant.arch, (), metrics, {}), metrics
 
 
-def questions(options: Options) -> Iterator[Sample | FilmSample]:
+def questions(options: Options, kind: Kind) -> Iterator[Sample | FilmSample]:
     """Draw what is asked, of the development split: choices are made by these figures."""
-    if options.about == "pictures":
+    if kind == "pictures":
         return suite("dev", options.samples, tokens=options.tokens)
     return film_suite("dev", options.samples, grid=FILM_GRID, frames=FILM_FRAMES)
 
@@ -129,21 +131,25 @@ def seen_by(variant: Variant, rotations: Rotations, scorer: Scorer) -> Judge:
 
 def write(
     options: Options,
+    kind: Kind,
     cells: dict[str, dict[str, dict[str, Any]]],
     held: dict[str, dict[str, list[float]]],
     facts: dict[str, Any],
 ) -> None:
     """Write the results files."""
-    name = f"{options.name}-ablation" + ("-video" if options.about == "videos" else "")
+    name = f"{options.name}-ablation"
+    name += ("-both" if options.about == "both" else "") + ("-video" if kind == "videos" else "")
+    trained = "as shipped ones are, on both" if options.about == "both" else f"on {kind}"
     content = {**facts, "scorers": cells, "held_out": held}
     text = json.dumps(content, indent=1) + "\n"
     (TARGET / f"{name}.json").write_text(text, encoding="utf-8")
     bases = {variant.name: variant.base for variant in variants(options)}
+    seeds = "one training seed" if options.seeds == 1 else f"{options.seeds} training seeds"
     lines = [
-        f"# What else a scorer could be: {options.name}, {options.about}",
+        f"# What else a scorer could be: {options.name}, {kind}",
         "",
         f"{facts['questions']}; full accuracy {facts['full_accuracy']:.1%}. Share of it, mean over "
-        f"groups and {options.seeds} training seeds; in brackets the difference to what the "
+        f"groups and {seeds} (trained {trained}); in brackets the difference to what the "
         "variant varies in points, with its 95 % paired bootstrap interval. `paper` and `grid` "
         "learn from explanations of answers, `asked` from what answers lose, but for the rows that "
         f"say otherwise. {facts['processor']}, {facts['date']}.",
@@ -185,17 +191,19 @@ def compare(options: Options, rotations: Rotations, size: Size) -> None:
         name, _, order = cell.rpartition(", ")
         return f"{bases.get(name, name)}, {order}"
 
-    asked = [ask(vlm, judges, sample, ORDERS) for sample in questions(options)]
-    cells = summarise(asked, rival, "ahead_of_base")
-    shape = f"{options.tokens} vision tokens"
-    if options.about == "videos":
-        shape = f"{FILM_FRAMES} frames of {FILM_GRID[0]} x {FILM_GRID[1]} vision tokens"
-    facts = {
-        **machine("torch", "onnxruntime", "numpy"),
-        "questions": f"{len(asked)} dev questions, {shape}",
-        "full_accuracy": round(float(np.mean([each.right["full"] for each in asked])), 4),
-    }
-    write(options, cells, held, facts)
+    kinds: tuple[Kind, ...] = ("pictures", "videos")
+    for kind in kinds if options.about == "both" else (options.about,):
+        asked = [ask(vlm, judges, sample, ORDERS) for sample in questions(options, kind)]
+        cells = summarise(asked, rival, "ahead_of_base")
+        shape = f"{options.tokens} vision tokens"
+        if kind == "videos":
+            shape = f"{FILM_FRAMES} frames of {FILM_GRID[0]} x {FILM_GRID[1]} vision tokens"
+        facts = {
+            **machine("torch", "onnxruntime", "numpy"),
+            "questions": f"{len(asked)} dev questions, {shape}",
+            "full_accuracy": round(float(np.mean([each.right["full"] for each in asked])), 4),
+        }
+        write(options, kind, cells, held, facts)
 
 
 def main() -> None:
@@ -204,15 +212,20 @@ def main() -> None:
     checkpoint = open_checkpoint(str(options.checkpoint))
     text, size = open_text(checkpoint, DEVICE), size_of(checkpoint.text_config)
     rotations = Rotations(text)
-    wanted = "picture" if options.about == "pictures" else "video"
-    examples = [e for e in read_examples(options.data, None, shown=False) if e.modality == wanted]
+    wanted = {"pictures": ("picture",), "videos": ("video",)}.get(options.about)
+    examples = [
+        example
+        for example in read_examples(options.data, None, shown=False)
+        if wanted is None or example.modality in wanted
+    ]
     folder = (options.cache or options.work / "labels") / fingerprint(checkpoint)[:16]
     cache, rooms = LabelCache(folder), {}
+    glances = 1 / 3 if options.about == "both" else 0.0
 
     def classroom(seed: int) -> Classroom:
         if seed not in rooms:
             division = divide(examples, cache, folder, seed)
-            rooms[seed] = Classroom(text, size, division, cache, DEVICE, seed, 0.0)
+            rooms[seed] = Classroom(text, size, division, cache, DEVICE, seed, glances)
         return rooms[seed]
 
     train(options, rotations, classroom)

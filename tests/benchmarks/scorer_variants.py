@@ -8,15 +8,15 @@ on ranks). What won on the development split is in tokprune_export.scorers.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from tokprune.types import Array, Prompt, VisionTokens
 from tokprune.types import FirstLayer as Seen
+from tokprune.types import Prompt, VisionTokens
 from tokprune_export.decoder import FirstLayer, TextModel
 from tokprune_export.fitting import Loss
 from tokprune_export.label_cache import Label, LabelCache
@@ -95,8 +95,10 @@ VIDEOS = (
     Variant(ASKED, PAPER, "asked", "answers"),
     Variant("asked, over frames", ASKED, "frames", "answers"),
 )
-
-Of = TypeVar("Of", Tensor, Array)
+BOTH = (
+    Variant(ASKED, ASKED, "asked", "answers"),
+    Variant("asked, over frames", ASKED, "frames", "answers"),
+)
 
 
 class Rotations:
