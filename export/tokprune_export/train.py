@@ -67,9 +67,10 @@ class TrainOptions:
         tyro.conf.arg(name="scorer-arch", aliases=("--arch",)),
     ] = "asked"
     """Which network to train: paper is that of arXiv:2506.01097; grid convolves over rows and
-    columns with heads as channels; asked sees the vision tokens too, and
-    reads the question; frames does as well, and convolves over the frames before and after. "best"
-    trains all four and writes the one whose choice changes held-out answers least."""
+    columns with heads as channels; asked sees the vision tokens too, and reads the question; frames
+    does as well, and convolves over the frames before and after: better for videos, worse for
+    pictures that are cut into crops. "best" trains all four and writes the one whose choice changes
+    held-out answers least."""
     loss: Loss | None = None
     """What to learn from: explanations of right answers ("relevance", the paper's), or what the
     answers lose without the other tokens ("answers"). Default: answers for asked and
