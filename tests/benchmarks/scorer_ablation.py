@@ -1,4 +1,4 @@
-"""What else a scorer could be: heads, rotary positions, frames and losses, by three seeds each.
+"""What else a scorer could be: heads, rotary positions, frames and losses, by several seeds each.
 
     python samples/scenes/make_scorer.py samples/scenes/checkpoints/llava_onevision WORK
     python tests/benchmarks/scorer_ablation.py build/bundles/llava_onevision \\
@@ -68,7 +68,7 @@ class Options:
     """Vision tokens of a drawn picture."""
     seeds: int = 3
     only: tuple[str, ...] = ()
-    """Names of variants; none: all."""
+    """Names of variants to train; none: all. What is compared is all of them."""
     train: bool = False
     """Train, and do not ask."""
 
@@ -152,7 +152,8 @@ def write(
         f"groups and {seeds} (trained {trained}); in brackets the difference to what the "
         "variant varies in points, with its 95 % paired bootstrap interval. `paper` and `grid` "
         "learn from explanations of answers, `asked` from what answers lose, but for the rows that "
-        f"say otherwise. {facts['processor']}, {facts['date']}.",
+        "say otherwise. Recall of the true quarter, and what answers lose, are of held-out labels "
+        f"of all that was learnt from. {facts['processor']}, {facts['date']}.",
         "",
         "| scorer, order | varies | 25% | 11% | recall at 25 % | answers lost |",
         "|---|---|---|---|---|---|",
@@ -209,6 +210,8 @@ def compare(options: Options, rotations: Rotations, size: Size) -> None:
 def main() -> None:
     """Train, ask, write."""
     options = tyro.cli(Options)
+    if options.only and not options.train:
+        raise SystemExit("Got --only without --train: what is compared needs what it varies")
     checkpoint = open_checkpoint(str(options.checkpoint))
     text, size = open_text(checkpoint, DEVICE), size_of(checkpoint.text_config)
     rotations = Rotations(text)

@@ -1,8 +1,9 @@
 """What a scorer could be otherwise: networks, inputs and losses that the ablation compares.
 
-Each variant differs in one thing from one that is shipped or is the paper's (method.md names the
-candidates: heads as channels, attention without rotary positions, convolution over frames, a loss
-on ranks). What won on the development split is in tokprune_export.scorers.
+Each variant differs in one thing from one that is shipped or is the paper's, in two where its name
+says so (method.md names the candidates: heads as channels, attention without rotary positions,
+convolution over frames, a loss on ranks). What won on the development split is in
+tokprune_export.scorers.
 """
 
 from collections.abc import Iterable
