@@ -21,9 +21,10 @@ import torch
 import tyro
 from batch import Batch
 from card import Tally, write_card
+from lines import Answered, Row
 from losses import question_hits
 from mixture import ALL_GROUPS, make_row
-from rows import Answered, Row, Writer
+from rows import Writer
 from torch import nn
 
 from tokprune.prompting import Conversation, Shown, Turn, build_prompt

@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 from batch import Batch
 from demos import Demo
-from rows import Answered, Part, Row, Writer
+from lines import Answered, Part, Row
+from rows import Writer
 from tokenizer import SYSTEM_PROMPTS
 
 from tokprune.scenes import (

@@ -6,15 +6,15 @@ the pictures, videos and positions of `tokprune.families`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from batch import PAD_SEGMENT, Batch
 from cells import IGNORED, Shown, labels_of, token_at
 from demos import DEMOS
+from lines import Answered, Drawn, Line, Part, Row
 from referents import REFERENT, find_letters, find_referents
 from torch import Tensor
 
@@ -28,85 +28,6 @@ from tokprune.types import PICTURE, Clip, Medium, Prepared, Region
 from tokprune_export.chat_template import Template, compile_chat
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.records import tokens
-
-Drawn: TypeAlias = Scene | Film | Page | Medium  # to be drawn, or drawn
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The end of a turn: the last words of it, and the answer that the model is to give."""
-
-    text: str
-    answer: str
-    group: int
-    about: int | None = None  # the picture whose things are meant, where a task may ask for them
-
-
-Part: TypeAlias = str | Answered | int  # an int is a picture or video, by its index in the row
-
-
-@dataclass(frozen=True)
-class Row:
-    """Pictures, what all branches share, and the branches (without pictures)."""
-
-    media: tuple[Drawn, ...]
-    prefix: tuple[Part, ...]
-    branches: tuple[tuple[Part, ...], ...]
-    system: str | None = None
-
-
-@dataclass
-class _Line:
-    """A row while it is written, one list entry a token."""
-
-    media: list[list[Prepared]]  # of each picture; of a video, a family may make several
-    drawn: tuple[Drawn, ...]
-    ids: list[int] = field(default_factory=list)
-    slots: list[bool] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    segments: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    questions: list[int] = field(default_factory=list)
-    referents: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
-    shown: list[Prepared] = field(default_factory=list)  # in the order of the slots
-    pending: str = ""  # text not tokenised yet, as what follows may belong to its last token
-    marks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)  # characters of it
-    letters: list[tuple[int, int]] = field(default_factory=list)  # who looks for one, and where
-    starts: dict[int, int] = field(default_factory=dict)  # of what is shown, by its id
-    asked: int = 0
-    segment: int = 0
-    ended: bool = False  # whether a turn was answered last
-
-    def add(self, ids: Sequence[int]) -> None:
-        """Append tokens that are read, not answered."""
-        count = len(ids)
-        self.ids += ids
-        self.slots += [False] * count
-        self.labels += [IGNORED] * count
-        self.segments += [self.segment] * count
-        self.groups += [0] * count
-        self.questions += [-1] * count
-        self.spans.append(Span(count))
-
-    def answer(self, ids: Sequence[int], group: int) -> None:
-        """Append an answer; the token before it predicts its first token."""
-        first = len(self.ids) - 1
-        self.add(ids)
-        last = first + len(ids)
-        self.labels[first:last] = ids
-        self.groups[first:last] = [group] * len(ids)
-        self.questions[first:last] = [self.asked] * len(ids)
-        self.asked += 1
-
-    def show(self, prepared: Prepared, token: int) -> None:
-        """Append the vision tokens of a picture."""
-        count = len(prepared.where)
-        self.starts[id(prepared)] = len(self.ids)
-        self.add([token] * count)
-        self.slots[-count:] = [True] * count
-        self.spans[-1] = Span(count, prepared.regions)
-        self.shown.append(prepared)
 
 
 class Writer:
@@ -183,12 +104,12 @@ class Writer:
             self._processors[side_px] = self.demo.scaled(self._texts, side_px)
         return self._processors[side_px]
 
-    def _line(self, row: Row, processor: Processor) -> _Line:
+    def _line(self, row: Row, processor: Processor) -> Line:
         media = [draw_medium(medium) for medium in row.media]
         grouped: list[list[Prepared]] = [[] for _ in media]
         for prepared in processor.prepare(media):
             grouped[int(prepared.where[0, PICTURE])].append(prepared)
-        line = _Line(grouped, row.media)
+        line = Line(grouped, row.media)
         self._open(line, row.system)
         self._parts(line, row.prefix)
         carried, marks, ended = line.pending, line.marks, line.ended
@@ -198,7 +119,7 @@ class Writer:
             self._parts(line, branch)
         return line
 
-    def _open(self, line: _Line, system: str | None) -> None:
+    def _open(self, line: Line, system: str | None) -> None:
         if system is None:
             self._piece(line, self.chat.head)
             return
@@ -208,7 +129,7 @@ class Writer:
         line.pending += system
         self._piece(line, after)
 
-    def _parts(self, line: _Line, parts: Sequence[Part]) -> None:
+    def _parts(self, line: Line, parts: Sequence[Part]) -> None:
         for part in parts:
             if line.ended:
                 self._piece(line, self._again)
@@ -225,7 +146,7 @@ class Writer:
             if isinstance(part, Answered):
                 self._answer(line, part)
 
-    def _show(self, line: _Line, prepared: Prepared) -> None:
+    def _show(self, line: Line, prepared: Prepared) -> None:
         video = prepared.kind == "video"
         token = self.tokens.video if video else self.tokens.image
         for item in (self.chat.video if video else self.chat.picture) or []:
@@ -235,7 +156,7 @@ class Writer:
             else:
                 self._piece(line, [item])
 
-    def _piece(self, line: _Line, piece: Piece) -> None:
+    def _piece(self, line: Line, piece: Piece) -> None:
         for item in piece:
             if isinstance(item, int):
                 self._flush(line)
@@ -243,7 +164,7 @@ class Writer:
             else:
                 line.pending += item
 
-    def _answer(self, line: _Line, part: Answered) -> None:
+    def _answer(self, line: Line, part: Answered) -> None:
         self._piece(line, self.chat.generation)
         self._flush(line)
         words = self._encode(self._before_answer + part.answer)
@@ -262,13 +183,13 @@ class Writer:
         line.answer([*words.ids, self._end], part.group)
         line.ended = True
 
-    def _mark(self, line: _Line, part: Part) -> None:
+    def _mark(self, line: Line, part: Part) -> None:
         """Note where phrases end that a dense task asks about."""
         if isinstance(part, Answered) and (about := _about(line, part)):
             found = find_referents(part.text, *about)
             line.marks += [(len(line.pending) + end, classes) for end, classes in found]
 
-    def _flush(self, line: _Line) -> None:
+    def _flush(self, line: Line) -> None:
         encoded = self._encode(line.pending)
         start = len(line.ids)
         for end, classes in line.marks:
@@ -287,7 +208,7 @@ class Writer:
                 self._known[text] = found
         return found
 
-    def _positions(self, line: _Line, processor: Processor) -> np.ndarray:
+    def _positions(self, line: Line, processor: Processor) -> np.ndarray:
         """Positions [p, s]: branches go on where the prefix ends."""
         shared = line.segments.count(0)
         spans: list[Span] = []
@@ -309,7 +230,7 @@ def draw_medium(medium: Drawn) -> Medium:
     return Clip(draw_film(medium), FPS) if isinstance(medium, Film) else medium
 
 
-def _about(line: _Line, part: Answered) -> tuple[Shown, Region] | None:
+def _about(line: Line, part: Answered) -> tuple[Shown, Region] | None:
     """What a dense task may ask about, and the grid that covers all of it."""
     shown = None if part.about is None else line.drawn[part.about]
     if part.about is None or not isinstance(shown, Scene | Film | Page):
@@ -317,6 +238,6 @@ def _about(line: _Line, part: Answered) -> tuple[Shown, Region] | None:
     return shown, line.media[part.about][0].regions[0]
 
 
-def _scene(line: _Line, prepared: Prepared) -> Shown | None:
+def _scene(line: Line, prepared: Prepared) -> Shown | None:
     drawn = line.drawn[int(prepared.where[0, PICTURE])]
     return drawn if isinstance(drawn, Scene | Film | Page) else None

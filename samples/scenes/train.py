@@ -30,10 +30,11 @@ from batch import Batch
 from checkpoint import load_state, save_state
 from curve import plot_curve
 from demos import DEMOS, Demo
+from lines import Row
 from losses import Heads, Learner, batch_loss, exact_match
 from mixture import make_batch, make_development, with_layouts
 from network import take_over, whitened
-from rows import Row, Writer
+from rows import Writer
 from torch import nn
 
 from tokprune.loading import open_tokenizer

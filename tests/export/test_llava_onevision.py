@@ -23,6 +23,8 @@ from tokprune_export.chat_template import Template, compile_chat, special_ids, v
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.errors import ExportRefused
 from tokprune_export.families import llava_onevision as family
+from tokprune_export.families import llava_onevision_trials as prompts
+from tokprune_export.families.family import Trial
 from tokprune_export.options import ExportOptions
 
 pytestmark = [pytest.mark.torch, pytest.mark.torchvision]
@@ -146,7 +148,7 @@ def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
 def test_the_gate_passes_for_tiles_pictures_and_frames_of_many_sizes(exported: Exported) -> None:
     assert all(row.ok for row in exported.rows)
     for graph in ("vision_encoder", "first_layer", "end to end", "pruned"):
-        assert {row.case for row in exported.rows if row.graph == graph} == set(family.TRIALS)
+        assert {row.case for row in exported.rows if row.graph == graph} == set(prompts.TRIALS)
 
 
 SHOWN: dict[str, list[Medium]] = {
@@ -192,10 +194,10 @@ def test_pruned_answers_keep_exactly_k_with_the_newlines_of_their_rows(
             assert close(logits[0], expected)
 
 
-def trial(model: Any, *shown: family.Picture | family.Film) -> family.Trial:
+def trial(model: Any, *shown: prompts.Picture | prompts.Film) -> Trial:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(family, "TRIALS", {"": shown})
-        (made,) = family.trials(model)
+        patch.setattr(prompts, "TRIALS", {"": shown})
+        (made,) = prompts.trials(model)
     return made
 
 
@@ -206,7 +208,7 @@ def test_packed_tokens_equal_transformers_for_pictures_of_40_sizes(reference: Re
     sizes = 10 ** np.random.default_rng(5).uniform(-1, 0.85, (40, 2))  # in tiles
     tiles = set[int]()
     for height, width in sizes.tolist():
-        made = trial(model, family.Picture(height, width))
+        made = trial(model, prompts.Picture(height, width))
         (media,) = made.media
         calls = [torch.from_numpy(call["pixel_values"]) for call in media.calls]
         ours = media.pack([encoder(call).numpy() for call in calls])
@@ -225,7 +227,7 @@ def test_the_layers_that_the_checkpoint_names_are_read(
 
     config = configuration(demo_checkpoint, vision_feature_layer=layer)
     model: Any = LlavaOnevisionForConditionalGeneration(config).eval()
-    made = trial(model, family.Film(2))
+    made = trial(model, prompts.Film(2))
     pixels = torch.from_numpy(made.media[0].calls[0]["pixel_values"])
     ours = made.media[0].pack([family.VisionEncoder(model)(pixels).numpy()])
     assert close(ours, family.encode(model, made.inputs).numpy())
@@ -235,12 +237,12 @@ def test_trials_of_the_published_size_are_few_and_short() -> None:
     from transformers import LlavaOnevisionConfig
 
     config = LlavaOnevisionConfig(vision_config=None, text_config=None)
-    trials = list(family.trials(SimpleNamespace(config=config)))
+    trials = list(prompts.trials(SimpleNamespace(config=config)))
     names = {made.name for made in trials}
     assert names == {
         "2 tiles", "3 tiles", "5 tiles", "2 pictures", "1 frame", "3 frames",
     }  # fmt: skip
-    assert max(len(made.slots) for made in trials) <= family.MOST_TOKENS
+    assert max(len(made.slots) for made in trials) <= prompts.MOST_TOKENS
 
 
 def test_the_published_template_compiles_and_agrees(checkpoint: Path) -> None:

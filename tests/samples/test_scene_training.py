@@ -195,7 +195,8 @@ def _hf_vision(writer: Any, stock: Any, row: Any) -> Any:
 
 def _prompt(writer: Any, row: Any, branch: int) -> tuple[Any, int]:
     """Lay out the conversation of a branch up to its last answer, and how many answers it has."""
-    from rows import Answered, draw_medium
+    from lines import Answered
+    from rows import draw_medium
 
     from tokprune.prompting import Conversation, Shown, Turn, build_prompt
 
