@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tokprune.budgets import KeepRatio
-from tokprune.canvas import canvas
+from tokprune.canvas import canvas, follows
 from tokprune.looking import Asked as Request
 from tokprune.looking import Lazy, below, crops_left, showing
 from tokprune.types import Array, Prepared, Prompt, VisionTokens
@@ -86,6 +86,7 @@ class Glances:
             index=torch.from_numpy(index.astype(np.int32)),
             cells=torch.from_numpy(cells.astype(np.int32)),
             embeds=torch.from_numpy(shown.vision.embeds).half(),
+            follows=torch.from_numpy(follows(shown.vision.regions)),
             under=torch.from_numpy(shown.under.astype(np.int32)),
         )
 

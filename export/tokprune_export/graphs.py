@@ -16,8 +16,8 @@ from tokprune_export.layers import InPrecision
 from tokprune_export.llm_forms import OrtLlm, PortableLlm, TrtLlm, UnbiasedOrtLlm
 from tokprune_export.narrow import DTYPES, narrow_weights
 from tokprune_export.onnx import Input, Output, Source
-from tokprune_export.parity_scorer import scorer_feeds
-from tokprune_export.scorers import Size, TwoLooks
+from tokprune_export.parity_scorer import scorer_feeds, told
+from tokprune_export.scorers import Size
 from tokprune_export.static_scales import NOT_ROUNDED, Scales
 
 FOLDER = "onnx"
@@ -89,8 +89,9 @@ def scorer(network: nn.Module, size: Size) -> Source:
         "embeds": ("n", size.hidden),
         "words": ("u", size.hidden),
     }
-    if isinstance(network, TwoLooks):
-        arrays["glance"], axes["glance"] = np.zeros(1, np.float32), (1,)
+    shapes = {"glance": (1,), "follows": ("r",)}
+    for name, array in told(network, len(grids))[""].items():
+        arrays[name], axes[name] = array, shapes[name]
     return Source(
         network,
         inputs=tuple(Input(k, torch.from_numpy(arrays[k]), axes[k]) for k in axes),

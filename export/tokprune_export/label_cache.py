@@ -14,7 +14,7 @@ from torch import Tensor
 from tokprune.errors import RequestInvalid
 from tokprune.files import atomic_write
 
-FORMAT, VERSION = "tokprune-labels", "3"
+FORMAT, VERSION = "tokprune-labels", "4"
 SHARD_LABELS = 256
 
 
@@ -26,6 +26,7 @@ class Glance:
     index: Int32[Tensor, "r rows columns"]
     cells: Int32[Tensor, " m"]
     embeds: Float16[Tensor, "m d"]
+    follows: Float32[Tensor, " r"]
     under: Int32[Tensor, " n"]  # the token that shows each one of the whole; -1: none
 
 
@@ -43,6 +44,7 @@ class Label:
     slots: Int64[Tensor, " n"]  # rows of the prompt that hold vision tokens
     answer: Int64[Tensor, " m"]  # that was explained; its end not included
     positions: Int64[Tensor, "p t"]  # rotary ids of prompt and answer
+    follows: Float32[Tensor, " r"]  # tokprune.canvas
     glance: Glance | None = None  # None: all is looked at once, or no smaller look is known
 
 

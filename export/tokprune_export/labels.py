@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from tokprune.canvas import canvas
+from tokprune.canvas import canvas, follows
 from tokprune.types import KIND, PATCH, Array
 from tokprune_export.decoder import TextModel
 from tokprune_export.examples import Example
@@ -203,4 +203,5 @@ def _cut(
         slots=torch.from_numpy(prompt.slots),
         answer=asked.answer,
         positions=_positions(asked),
+        follows=torch.from_numpy(follows(vision.regions)),
     )

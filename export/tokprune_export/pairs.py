@@ -24,6 +24,7 @@ class Pair:
     index: Int64[Tensor, "r rows columns"]
     cells: Int64[Tensor, " n"]
     target: Float32[Tensor, " n"]  # sums to 1
+    follows: Float32[Tensor, " r"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Batch:
     prompts: Int64[Tensor, " r"]  # the pair that each region is of
     slots: Bool[Tensor, "b n"]  # where each pair's tokens lie once they are padded
     target: Float32[Tensor, "b n"]
+    follows: Float32[Tensor, " r"]
 
 
 def pair_of(
@@ -86,6 +88,7 @@ def _pair(
         index=seen.index.to(device, torch.int64),
         cells=seen.cells.to(device, torch.int64),
         target=target_of(relevance.to(device)),
+        follows=seen.follows.to(device),
     )
 
 
@@ -109,7 +112,9 @@ def collate(pairs: Sequence[Pair]) -> Batch:
     features = torch.cat([pair.features for pair in pairs], dim=1).float()
     counts = torch.tensor([len(pair.index) for pair in pairs])
     prompts = torch.arange(len(pairs)).repeat_interleave(counts).to(slots.device)
-    return Batch(features, pairs, torch.cat(index), torch.cat(cells), prompts, slots, target)
+    layout = (torch.cat(index), torch.cat(cells), prompts)
+    follows = torch.cat([pair.follows for pair in pairs])
+    return Batch(features, pairs, *layout, slots, target, follows)
 
 
 def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
@@ -119,7 +124,7 @@ def batched_logits(network: nn.Module, batch: Batch) -> Float[Tensor, "b n"]:
         case GridScorer():
             logits = network.logits(batch.features, batch.index, batch.cells)
         case AskedScorer():
-            layout = (batch.index, batch.cells, batch.prompts)
+            layout = (batch.index, batch.cells, batch.prompts, batch.follows)
             logits = network.logits(_channels(network, batch), *layout)
         case PaperScorer():
             padded = batch.features.new_zeros(*batch.slots.shape, len(batch.features))

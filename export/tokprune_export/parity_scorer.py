@@ -10,7 +10,7 @@ from tokprune.canvas import canvas
 from tokprune.types import Array, Region
 from tokprune_export.parity_bench import Bench
 from tokprune_export.parity_report import RULES, Row, compare
-from tokprune_export.scorers import Size, TwoLooks
+from tokprune_export.scorers import Size, extra_inputs
 
 
 def scorer_rows(bench: Bench, network: nn.Module) -> Iterator[Row]:
@@ -27,21 +27,23 @@ def scorer_rows(bench: Bench, network: nn.Module) -> Iterator[Row]:
     for grids, rows, asked in (((1, 1),), 1, 0), (((8, 3),), 9, 4), (((5, 7), (2, 9)), 31, 12):
         feeds = scorer_feeds(random, grids, size, rows, asked)
         case = f"{' and '.join(f'{h}x{w}' for h, w in grids)}, {asked}/{rows} rows"
-        for look, told in _looks(network).items():
-            given = {**feeds, **told}
+        for look, more in told(network, len(grids)).items():
+            given = {**feeds, **more}
             with torch.no_grad():
                 oracle = network(**{name: torch.from_numpy(given[name]) for name in given}).numpy()
             ours = graph.run({name: given[name] for name in names})["relevance"]
             yield compare("scorer", "", case + look, ours, oracle, rule)
 
 
-def _looks(network: nn.Module) -> dict[str, dict[str, Array]]:
-    """Return what a network is told of looks; nothing, where one scores all."""
-    if not isinstance(network, TwoLooks):
-        return {"": {}}
+def told(network: nn.Module, regions: int) -> dict[str, dict[str, Array]]:
+    """Return what a network reads beyond attention and tokens, by what its rows add to a case."""
+    looks = {"": np.zeros(1, np.float32)}
+    if "glance" in extra_inputs(network):
+        looks[", first look"] = np.ones(1, np.float32)
+    follows = np.minimum(np.arange(regions), 1).astype(np.float32)  # as frames of one video
+    offered = {name: {"glance": look, "follows": follows} for name, look in looks.items()}
     return {
-        "": {"glance": np.zeros(1, np.float32)},
-        ", first look": {"glance": np.ones(1, np.float32)},
+        name: {key: each[key] for key in extra_inputs(network)} for name, each in offered.items()
     }
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from evaluate_checkpoint import AnySample, media_of
@@ -41,6 +42,8 @@ class Options:
     size: float = 1.0
     """How many times as many questions. VILA1.5's scorer was made with 1.8: it was trained on no
     videos, so that there are fewer."""
+    arch: Literal["asked", "frames"] = "asked"
+    """The kind of network that is shipped."""
     glances: float | None = None
     """Share of the questions that are shown as glances, if not tokprune-train's own. Qwen2-VL's
     scorer was made with 0, LLaVA-OneVision's with tokprune-train's."""
@@ -97,7 +100,7 @@ def main() -> None:
         write_questions(options, folder)
     best = options.work / "scorer.safetensors"
     glance = options.work / "glance_scorer.safetensors"
-    train(options, folder, best, "asked", options.glances)
+    train(options, folder, best, options.arch, options.glances)
     train(options, folder, options.work / "other.safetensors", "paper", options.glances)
     if options.glance_scorer:
         train(options, folder, glance, "asked", 1 / 3, epochs=16)

@@ -1,9 +1,11 @@
 """Vision tokens as grids, for scorers that convolve over rows and columns."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from tokprune.types import COLUMN, KIND, NEWLINE, PICTURE, ROW, TILE, Array, Region
 
@@ -13,6 +15,15 @@ class Canvas(NamedTuple):
 
     tokens: Int64[Array, "r rows columns"]  # the token in each cell, -1 where there is none
     cells: Int64[Array, " n"]  # the flat cell of each token; 0 for newlines
+
+
+def follows(regions: Sequence[Region]) -> Float32[Array, " r"]:
+    """Return 1 where a region is a later frame of the video that the region before it is of."""
+    told = np.zeros(len(regions), np.float32)
+    for number, (before, region) in enumerate(pairwise(regions), start=1):
+        same = (before.picture, before.tile) == (region.picture, region.tile)
+        told[number] = same and region.frame > before.frame
+    return told
 
 
 def members(where: Int32[Array, "n 7"], region: Region) -> Int64[Array, " m"]:

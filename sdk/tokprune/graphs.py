@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from tokprune.canvas import canvas
+from tokprune.canvas import canvas, follows
 from tokprune.llm import LanguageModel
 from tokprune.types import Array, Feeds, First, FirstLayer, Prepared, Prompt, Scores, VisionTokens
 from tokprune_runtimes import Graph
@@ -98,6 +98,7 @@ class ScorerGraph:
             "cells": layout.cells,
             "embeds": vision.embeds,
             "words": first.words,
+            "follows": follows(vision.regions),
             "glance": np.full(1, vision.glance, np.float32),
         }
         feeds = {name: value for name, value in offered.items() if name in self.inputs}

@@ -121,6 +121,7 @@ def _interfaces(manifest: Manifest) -> Iterator[str]:
         "cells": Shape("int64", (_FREE,)),
         "embeds": Shape(f32, (_FREE, hidden)),
         "words": Shape(f32, (_FREE, hidden)),
+        "follows": Shape(f32, (_FREE,)),
         "glance": Shape(f32, (1,)),
     }
     yield from _vision_outputs(manifest)

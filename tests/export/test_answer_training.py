@@ -7,7 +7,7 @@ import pytest
 import torch
 from grids import tiled_vision
 
-from tokprune.canvas import canvas
+from tokprune.canvas import canvas, follows
 from tokprune.scenes import suite, write
 from tokprune.types import KIND, PATCH
 from tokprune_export import answer_training
@@ -220,6 +220,7 @@ def test_newlines_stay_whatever_is_kept() -> None:
         slots=torch.arange(tokens),
         answer=torch.arange(1),
         positions=torch.arange(tokens + 1)[None],
+        follows=torch.from_numpy(follows(vision.regions)),
     )
     patch = vision.where[:, KIND] == PATCH
     scores = np.arange(tokens, dtype=np.float32)

@@ -16,7 +16,16 @@ from tokprune_export.errors import ExportRefused
 from tokprune_export.options import ExportOptions
 from tokprune_export.parity_report import Row
 from tokprune_export.parity_scorer import scorer_feeds
-from tokprune_export.scorers import AskedScorer, GridScorer, Scorer, Size, TwoLooks, save_scorer
+from tokprune_export.scorers import (
+    AskedScorer,
+    FramesScorer,
+    GridScorer,
+    Scorer,
+    Size,
+    TwoLooks,
+    extra_inputs,
+    save_scorer,
+)
 from tokprune_runtimes import Graph, Interrupt
 
 pytestmark = pytest.mark.torch
@@ -130,3 +139,19 @@ def test_two_looks_give_the_scores_of_one_network_each() -> None:
         assert not torch.allclose(first, second)
         assert torch.equal(both(*given, torch.zeros(1)), first)
         assert torch.equal(both(*given, torch.ones(1)), second)
+
+
+def test_each_of_two_looks_is_told_what_it_reads() -> None:
+    torch.manual_seed(1)
+    size = Size(3, 16)
+    whole, glance = FramesScorer(*size).eval(), AskedScorer(*size).eval()
+    feeds = scorer_feeds(np.random.default_rng(0), [(3, 4), (3, 4)], size, 7, 3)
+    given = [torch.from_numpy(array) for array in feeds.values()]
+    both, follows = TwoLooks(whole, glance), torch.tensor([0.0, 1.0])
+    assert extra_inputs(both) == ("glance", "follows")
+    assert extra_inputs(TwoLooks(glance, glance)) == ("glance",)
+    with torch.no_grad():
+        first, second = whole(*given, follows=follows), glance(*given)
+        assert not torch.allclose(first, whole(*given, follows=torch.zeros(2)))
+        assert torch.equal(both(*given, torch.zeros(1), follows=follows), first)
+        assert torch.equal(both(*given, torch.ones(1), follows=follows), second)

@@ -30,6 +30,7 @@ SIZES = dict.fromkeys(("u", "r", "H", "W"), (1, 4, 16))
         AskedScorer(4, 128),
         FramesScorer(4, 128),
         TwoLooks(AskedScorer(4, 128), GridScorer(4)),
+        TwoLooks(FramesScorer(4, 128), AskedScorer(4, 128)),
     ],
 )
 def test_tensorrt_builds_every_scorer(network: nn.Module, tmp_path: Path) -> None:

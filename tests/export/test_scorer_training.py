@@ -9,7 +9,7 @@ import torch
 from grids import tiled_vision, vision_tokens
 from scorer_variants import PICTURES, VIDEOS, Variant, ranks
 
-from tokprune.canvas import canvas
+from tokprune.canvas import canvas, follows
 from tokprune.manifest import Modality
 from tokprune.types import KIND, PATCH
 from tokprune_export.agreement import attention_scores, quality, recall, spearman, target_of
@@ -24,7 +24,7 @@ from tokprune_export.scorer_training import (
     split,
     train,
 )
-from tokprune_export.scorers import NETWORKS, Arch, Size
+from tokprune_export.scorers import NETWORKS, Arch, Size, extra_inputs
 
 pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
@@ -46,6 +46,7 @@ def label(*grids: tuple[int, int], seed: int = 0, rows: int = 6) -> Label:
         index=torch.from_numpy(index.astype(np.int32)),
         cells=torch.from_numpy(cells.astype(np.int32)),
         relevance=torch.from_numpy((scores**2).astype(np.float32)),
+        follows=(torch.arange(len(index)) > 0).float(),
         **prompt_of(vision.embeds),
     )
 
@@ -91,6 +92,7 @@ def test_training_sees_what_the_graph_will_see(variant: Variant) -> None:
             given.cells.long(),
             given.embeds.float(),
             TABLE[given.ids[-len(given.question) :]],
+            **{name: getattr(given, name) for name in extra_inputs(network)},
         )
     np.testing.assert_allclose(predicted, graph, rtol=2e-3)  # features are kept in half precision
 
@@ -138,6 +140,7 @@ def test_newlines_have_no_say_in_the_training_of_the_grid_network() -> None:
         index=torch.from_numpy(index.astype(np.int32)),
         cells=torch.from_numpy(cells.astype(np.int32)),
         relevance=torch.from_numpy(scores),
+        follows=torch.from_numpy(follows(vision.regions)),
         **prompt_of(vision.embeds),
     )
     network = network_of("grid", SIZE, 0)

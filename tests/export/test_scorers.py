@@ -1,6 +1,7 @@
 """The scorer networks, their ONNX graphs and their files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from grids import first_layer, vision_tokens
 from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tokprune.canvas import canvas
 from tokprune.errors import RequestInvalid
 from tokprune.manifest import Metrics, Modality, ScorerKind
 from tokprune.selectors.baselines import mean_attention
 from tokprune_export import graphs, onnx
+from tokprune_export.parity_scorer import told
 from tokprune_export.scorers import (
     NETWORKS,
     TEXT_ROWS,
@@ -66,6 +69,12 @@ def made(kind: ScorerKind) -> AttentionMean | Network:
     return MADE[kind](SIZE).eval()
 
 
+def also(network: nn.Module, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What some networks read besides: every region follows the one before."""
+    found = told(network, len(given[NAMES.index("index")]))[""]
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
     kind: ScorerKind, tmp_path: Path
@@ -82,10 +91,11 @@ def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
         (((1, 9),), TEXT_ROWS),
     ):
         given = inputs(*grids, rows=rows)
-        feeds = {k: v.numpy() for k, v in zip(NAMES, given, strict=True) if k in declared}
+        more = also(network, given)
+        feeds = {**dict(zip(NAMES, given, strict=True)), **more}
         with torch.no_grad():
-            expected = network(*given).numpy()
-        got = np.asarray(session.run(None, feeds)[0])
+            expected = network(*given, **more).numpy()
+        got = np.asarray(session.run(None, {name: feeds[name].numpy() for name in declared})[0])
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
         assert got.sum() == pytest.approx(1, abs=1e-5)
 
@@ -94,9 +104,10 @@ def test_the_exported_scorer_equals_the_module_at_sizes_that_were_not_traced(
 def test_without_a_marked_question_all_rows_count(kind: ScorerKind) -> None:
     attention, question, *rest = inputs((4, 5))
     network = made(kind)
+    more = also(network, (attention, question, *rest))
     with torch.no_grad():
-        none = network(attention, torch.zeros_like(question), *rest)
-        every = network(attention, torch.ones_like(question), *rest)
+        none = network(attention, torch.zeros_like(question), *rest, **more)
+        every = network(attention, torch.ones_like(question), *rest, **more)
     torch.testing.assert_close(none, every)
 
 
@@ -116,8 +127,9 @@ def test_the_mean_is_the_attention_selectors_own() -> None:
 def test_a_grid_scores_the_same_alone_and_on_a_bigger_canvas(kind: ScorerKind) -> None:
     network = made(kind)
     with torch.no_grad():
-        alone = network(*inputs((4, 5)))
-        torch.testing.assert_close(network(*inputs((4, 5), bigger=3)), alone)
+        given, wider = inputs((4, 5)), inputs((4, 5), bigger=3)
+        alone = network(*given, **also(network, given))
+        torch.testing.assert_close(network(*wider, **also(network, wider)), alone)
 
 
 def test_a_picture_does_not_see_its_neighbour_on_the_grid() -> None:
@@ -148,20 +160,19 @@ def test_a_picture_hears_of_its_neighbour_where_the_question_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "reached"),
-    [(None, [0, 1, 2]), ([0, 0, 0, 0], [0, 1, 2]), ([0, 0, 1, 1], [0, 1]), ([0, 1, 1, 1], [0])],
+    ("follows", "reached"),
+    [([0, 1, 1, 1], [0, 1, 2]), ([0, 1, 0, 1], [0, 1]), ([0, 0, 1, 1], [0]), ([0] * 4, [0])],
 )
 def test_a_frame_hears_of_the_two_before_and_after_it(
-    prompts: list[int] | None, reached: list[int]
+    follows: list[float], reached: list[int]
 ) -> None:
     network = FramesScorer(HEADS, HIDDEN)
     x, filled = torch.randn(4, network.width, 3, 3), torch.ones(4, 1, 3, 3, dtype=torch.bool)
-    told = None if prompts is None else torch.tensor(prompts)
     with torch.no_grad():
-        before = network.deeper(x, filled, told)
+        before = network.deeper(x, filled, torch.tensor(follows))
         x[0] += 1
-        changed = (network.deeper(x, filled, told) != before).flatten(1).any(dim=1)
-    assert changed.nonzero().flatten().tolist() == reached
+        after = network.deeper(x, filled, torch.tensor(follows))
+    assert (after != before).flatten(1).any(dim=1).nonzero().flatten().tolist() == reached
 
 
 @pytest.mark.parametrize("kind", ["grid", "asked", "frames"])
@@ -170,8 +181,10 @@ def test_newline_tokens_have_no_cell_and_no_relevance(kind: ScorerKind) -> None:
     attention = torch.cat([attention, attention[:, :, :2]], dim=2)
     cells = torch.tensor([0, 1, 2, 3, 0, 0])
     embeds = torch.cat([embeds, embeds[:2]])
+    given = (attention, question, index, cells, embeds, words)
+    network = made(kind)
     with torch.no_grad():
-        relevance = made(kind)(attention, question, index, cells, embeds, words)
+        relevance = network(*given, **also(network, given))
     assert relevance[4:].tolist() == [0, 0]
     assert relevance[:4].min() > 0
 
@@ -242,7 +255,8 @@ def test_a_scorer_file_reads_back_as_it_was_written(kind: ScorerKind, tmp_path: 
     assert again.trained
     given = inputs((4, 5))
     with torch.no_grad():
-        assert torch.equal(again.network(*given), scorer.network(*given))
+        more = also(scorer.network, given)
+        assert torch.equal(again.network(*given, **more), scorer.network(*given, **more))
 
 
 def test_no_file_gives_the_mean_attention() -> None:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tokprune.canvas import canvas
+from tokprune.canvas import canvas, follows
 from tokprune.types import Array, FirstLayer, Prompt, Scores, VisionTokens
 from tokprune_export.agreement import recall, spearman
 from tokprune_export.checkpoint import open_checkpoint
 from tokprune_export.evaluation.cells import ScorerFile
 from tokprune_export.labels import explain_answer
-from tokprune_export.scorers import Scorer, Size, load_scorer
+from tokprune_export.scorers import Scorer, Size, extra_inputs, load_scorer
 from tokprune_export.teacher import Asked, Teacher, fingerprint, open_teacher
 
 
@@ -57,7 +57,9 @@ def scored(scorer: Scorer, vision: VisionTokens, first: FirstLayer) -> Scores:
     index, cells = canvas(vision.where, vision.regions)
     embeds = np.asarray(vision.embeds, np.float32)
     given = (first.attention, first.question, index, cells, embeds, first.words)
-    return scorer.network(*map(torch.from_numpy, given)).numpy()
+    more = {"follows": follows(vision.regions)}
+    known = {name: torch.from_numpy(more[name]) for name in extra_inputs(scorer.network)}
+    return scorer.network(*map(torch.from_numpy, given), **known).numpy()
 
 
 def agreement(scores: Scores, oracle: Array) -> list[float]:

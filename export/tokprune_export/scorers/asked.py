@@ -1,5 +1,7 @@
 """The scorer that sees the tokens themselves and reads the question, beside the attention."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class AskedScorer(nn.Module):
     frames: how much there is to keep decides what a token is worth.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ()  # inputs beyond those that all scorers have
     width = 32
     looks = 24  # channels that the embeddings are mapped to
     told = 24  # channels that the words are mapped to
@@ -79,23 +82,32 @@ class AskedScorer(nn.Module):
         index: Int64[Tensor, "r rows columns"],
         cells: Int64[Tensor, " n"],
         prompts: Int64[Tensor, " r"] | None = None,
+        follows: Float[Tensor, " r"] | None = None,
     ) -> Float[Tensor, " n"]:
-        """Run the convolutions. `prompts` tells regions of several prompts apart: 0, 0, 1, ..."""
+        """Run the convolutions.
+
+        Args:
+            channels: of every token.
+            index: tokprune.canvas.
+            cells: the same.
+            prompts: tells regions of several prompts apart: 0, 0, 1, ...
+            follows: tokprune.canvas, of networks that read it.
+        """
         filled = (index >= 0)[:, None]
         x = channels[:, index.clamp(min=0)].transpose(0, 1) * filled
         x = functional.gelu(self.first(x)) * filled
         x = (x + self._whole(x, filled, prompts)) * filled
-        x = self.deeper(x, filled, prompts)
+        x = self.deeper(x, filled, follows)
         return without_cell(self.readout(x).flatten()[cells], index, cells)
 
     def deeper(
         self,
         x: Float[Tensor, "r w rows columns"],
         filled: Bool[Tensor, "r 1 rows columns"],
-        prompts: Int64[Tensor, " r"] | None,
+        follows: Float[Tensor, " r"] | None,
     ) -> Float[Tensor, "r w rows columns"]:
-        """Run what follows the first convolution and what each region hears of the others."""
-        del prompts
+        """Run what comes after the first convolution and what each region hears of the others."""
+        del follows
         for layer in self.layers:
             x = x + functional.gelu(layer(x)) * filled
         return x
@@ -131,7 +143,8 @@ class AskedScorer(nn.Module):
         cells: Int64[Tensor, " n"],
         embeds: Float[Tensor, "n d"],
         words: Float[Tensor, "u d"],
+        follows: Float[Tensor, " r"] | None = None,
     ) -> Float[Tensor, " n"]:
         """Score one prompt."""
         channels = self.channels(self.features(attention, question), embeds, words, question)
-        return shares(self.logits(channels, index, cells))
+        return shares(self.logits(channels, index, cells, follows=follows))

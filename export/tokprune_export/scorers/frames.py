@@ -1,7 +1,9 @@
 """The scorer that reads the question, convolving over the frames of a video too."""
 
+from typing import ClassVar
+
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -9,12 +11,14 @@ from tokprune_export.scorers.asked import AskedScorer
 
 
 class FramesScorer(AskedScorer):
-    """As AskedScorer; its further convolutions are 3 x 3 x 3: regions, rows and columns.
+    """As AskedScorer; its further convolutions are 3 x 3 x 3: frames, rows and columns.
 
-    Regions are in the order in which the LLM sees them. Those of a video are its frames, and a
-    thing that moves is met in the one before and in the one after; those of a tiled picture are
-    the whole and its crops, where it is for the training to find out what they have in common.
+    A thing that moves is met in the frame before and in the one after. `follows [r]` tells which
+    regions are frames of one video, one after the other (tokprune.canvas): pictures and the crops
+    of one are convolved each alone.
     """
+
+    reads: ClassVar = ("follows",)
 
     def __init__(self, heads: int, hidden: int) -> None:
         super().__init__(heads, hidden)
@@ -26,23 +30,14 @@ class FramesScorer(AskedScorer):
         self,
         x: Float[Tensor, "r w rows columns"],
         filled: Bool[Tensor, "r 1 rows columns"],
-        prompts: Int64[Tensor, " r"] | None,
+        follows: Float[Tensor, " r"] | None,
     ) -> Float[Tensor, "r w rows columns"]:
-        """Run the further convolutions. Before the first region and after the last is nothing."""
+        """Run the further convolutions. Before a video's first frame and after its last is 0."""
+        assert follows is not None
+        told = follows[:, None, None, None]
         for layer in self.layers:
-            near = torch.cat([_moved(x, 1, prompts), x, _moved(x, -1, prompts)], dim=1)
-            x = x + functional.gelu(layer(near)) * filled
+            # padded and cut: one region leaves no tensor without elements, which engines dislike
+            edge = torch.zeros_like(x[:1])
+            before, after = torch.cat([edge, x])[:-1] * told, torch.cat([x * told, edge])[1:]
+            x = x + functional.gelu(layer(torch.cat([before, x, after], dim=1))) * filled
         return x
-
-
-def _moved(
-    x: Float[Tensor, "r w rows columns"], by: int, prompts: Int64[Tensor, " r"] | None
-) -> Float[Tensor, "r w rows columns"]:
-    """Return what stands one region before (1) or after (-1), within the same prompt; else 0."""
-    # padded and cut: a single region leaves no tensor without elements, which engines dislike
-    edge = torch.zeros_like(x[:1])
-    moved = torch.cat([edge, x])[:-1] if by == 1 else torch.cat([x, edge])[1:]
-    if prompts is None:
-        return moved
-    same = prompts.roll(by) == prompts  # what rolls round meets the edge
-    return moved * same[:, None, None, None]

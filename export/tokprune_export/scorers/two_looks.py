@@ -14,6 +14,7 @@ class TwoLooks(nn.Module):
     def __init__(self, whole: nn.Module, glance: nn.Module) -> None:
         super().__init__()
         self.whole, self.glance = whole, glance
+        self.reads = ("glance", *extra_inputs(whole, glance))
 
     def forward(
         self,
@@ -24,7 +25,19 @@ class TwoLooks(nn.Module):
         embeds: Float[Tensor, "n d"],
         words: Float[Tensor, "u d"],
         glance: Float[Tensor, " 1"],
+        follows: Float[Tensor, " r"] | None = None,
     ) -> Float[Tensor, " n"]:
         """Score one prompt; `glance` is 1 for the first of two looks, else 0."""
         given = (attention, question, index, cells, embeds, words)
-        return torch.where(glance > 0.5, self.glance(*given), self.whole(*given))
+        known = {} if follows is None else {"follows": follows}
+        seen, looked = (
+            network(*given, **{name: known[name] for name in extra_inputs(network)})
+            for network in (self.whole, self.glance)
+        )
+        return torch.where(glance > 0.5, looked, seen)
+
+
+def extra_inputs(*networks: nn.Module) -> tuple[str, ...]:
+    """Return the inputs of scorers beyond those that all have, each once."""
+    names = (name for network in networks for name in getattr(network, "reads", ()))
+    return tuple(dict.fromkeys(names))
