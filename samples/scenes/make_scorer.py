@@ -41,16 +41,18 @@ class Options:
     """Of the networks."""
     size: float = 1.0
     """How many times as many questions. VILA1.5's scorer was made with 1.8: it was trained on no
-    videos, so that there are fewer."""
+    videos, so that there are fewer. LLaVA-OneVision's with 2."""
     arch: Literal["asked", "frames"] = "asked"
-    """The kind of network that is shipped."""
+    """The kind of network that is shipped. LLaVA-OneVision's is of frames: about videos that kept
+    more of the answers (docs/results/scorers). Qwen2-VL's videos gained nothing sure."""
     glances: float | None = None
     """Share of the questions that are shown as glances, if not tokprune-train's own. Qwen2-VL's
-    scorer was made with 0, LLaVA-OneVision's with tokprune-train's."""
+    and LLaVA-OneVision's scorers were made with 0."""
     glance_scorer: bool = False
     """Whether first looks get a scorer of their own, `glance_scorer.safetensors`, as Qwen2-VL's do
     (docs/encode.md says why). It learns from glances and whole looks, for twice as long: from
-    glances alone it learnt less."""
+    glances alone it learnt less. LLaVA-OneVision's is the scorer that was shipped before, made
+    without options: it did not learn for longer."""
 
 
 def questions(options: Options, *, films: bool) -> Iterator[AnySample]:
