@@ -21,6 +21,7 @@ from tokprune.errors import RequestInvalid
 from tokprune.scenes import Split
 
 ALL = "all"
+WITHIN = ("encode ", "question ")  # how the ends of rows' names start, behind a comma
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class EvaluateOptions:
     """Questions to ask."""
     more: tuple[str, ...] = ()
     """Some cells on more questions, as SAMPLES:BUDGETS:NAMES, such as
-    2000:0.5,0.25,0.11:relevance-spread,uniform."""
+    2000:0.5,0.25,0.11:relevance-spread,uniform. Names are those of the tables' rows."""
     oracle: str | None = None
     """The checkpoint that the bundle was made from: adds the true relevance of each answer, and
     recall and rank correlation of scores. Needs torch."""
@@ -180,14 +181,30 @@ def more_of(text: str) -> More:
     Raises:
         RequestInvalid: it is none.
     """
-    count, first, rest = text.partition(":")
-    budgets, second, names = rest.rpartition(":")
-    if not (first and second and count.isdecimal() and int(count)):
-        raise RequestInvalid(
-            f"Cannot read --more {text!r:.100}: give SAMPLES:BUDGETS:NAMES, such as "
-            "2000:0.5,0.25:relevance-spread,uniform"
-        )
-    return More(int(count), budgets_of(budgets), names_of(names))
+    count, *rest = text.split(":")
+    refused: RequestInvalid | None = None
+    for end in range(1, len(rest)):  # budgets and names may have colons of their own
+        budgets, names = ":".join(rest[:end]), ":".join(rest[end:])
+        if count.isdecimal() and int(count) and names.strip()[:1].isalpha():
+            try:
+                return More(int(count), budgets_of(budgets), _rows_of(names))
+            except RequestInvalid as error:
+                refused = refused or error
+    raise refused or RequestInvalid(
+        f"Cannot read --more {text!r:.100}: give SAMPLES:BUDGETS:NAMES, such as "
+        "2000:0.5,0.25:relevance-spread,uniform"
+    )
+
+
+def _rows_of(text: str) -> tuple[str, ...]:
+    """Split names of rows at commas, but not within one, such as "uniform, encode lazy"."""
+    rows = list[str]()
+    for part in filter(None, map(str.strip, text.split(","))):
+        if rows and part.startswith(WITHIN):
+            rows[-1] += f", {part}"
+        else:
+            rows.append(part)
+    return tuple(dict.fromkeys(rows))
 
 
 def processes_of(options: EvaluateOptions) -> int:

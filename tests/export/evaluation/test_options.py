@@ -3,7 +3,8 @@
 import pytest
 
 from tokprune.budgets import parse_budget
-from tokprune_export.evaluation.options import budgets_of
+from tokprune.errors import RequestInvalid
+from tokprune_export.evaluation.options import More, budgets_of, more_of
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,38 @@ def test_a_budget_is_written_in_one_way_that_can_be_read_again(
     assert budgets_of(given) == kept
     said = [parse_budget(part) for part in given.split(",")]
     assert list(dict.fromkeys(said)) == [parse_budget(text) for text in kept]
+
+
+@pytest.mark.parametrize(
+    ("given", "more"),
+    [
+        ("20:.5,64:uniform, scope,uniform", More(20, ("0.5", "64"), ("uniform", "scope"))),
+        ("7:mass:0.9:relevance", More(7, ("mass:0.9",), ("relevance",))),
+        (
+            "9:0.5,ttft:300ms:full, encode lazy:0.95,scope,scope, question shuffled",
+            More(
+                9,
+                ("0.5", "ttft:300ms"),
+                ("full, encode lazy:0.95", "scope", "scope, question shuffled"),
+            ),
+        ),
+    ],
+)
+def test_more_questions_may_be_asked_of_any_row(given: str, more: More) -> None:
+    assert more_of(given) == more
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("20:0.5", "give SAMPLES:BUDGETS:NAMES"),
+        ("0:0.5:uniform", "give SAMPLES:BUDGETS:NAMES"),
+        ("many:0.5:uniform", "give SAMPLES:BUDGETS:NAMES"),
+        ("20:0.5:,", "give SAMPLES:BUDGETS:NAMES"),
+        ("20:1.5:uniform", "KeepRatio takes a share above 0"),
+        ("20:half:full, encode lazy:2", "Cannot read the budget 'half'"),
+    ],
+)
+def test_what_cannot_be_asked_more_is_refused(given: str, message: str) -> None:
+    with pytest.raises(RequestInvalid, match=message):
+        more_of(given)
