@@ -68,8 +68,9 @@ class TrainOptions:
     ] = "asked"
     """Which network to train: paper is that of arXiv:2506.01097; grid convolves over rows and
     columns with heads as channels; asked sees the vision tokens too, and reads the question; frames
-    does as well, and convolves over a video's frames before and after: better for videos. "best"
-    trains all four and writes the one whose choice changes held-out answers least."""
+    does as well, and convolves over a video's frames before and after: one demo VLM's answers about
+    videos gained by it, another's did not. "best" trains all four and writes the one whose choice
+    changes held-out answers least."""
     loss: Loss | None = None
     """What to learn from: explanations of right answers ("relevance", the paper's), or what the
     answers lose without the other tokens ("answers"). Default: answers for asked and

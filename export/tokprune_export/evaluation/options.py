@@ -1,6 +1,7 @@
 """What `tokprune-eval` can be told."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from tokprune.errors import RequestInvalid
 from tokprune.scenes import Split
 
 ALL = "all"
-WITHIN = ("encode ", "question ")  # how the ends of rows' names start, behind a comma
+WITHIN = ("encode ", "question ")  # behind a comma in names of rows: cells.py, encoding.py
 
 
 @dataclass(frozen=True)
@@ -181,19 +182,15 @@ def more_of(text: str) -> More:
     Raises:
         RequestInvalid: it is none.
     """
-    count, *rest = text.split(":")
-    refused: RequestInvalid | None = None
-    for end in range(1, len(rest)):  # budgets and names may have colons of their own
-        budgets, names = ":".join(rest[:end]), ":".join(rest[end:])
-        if count.isdecimal() and int(count) and names.strip()[:1].isalpha():
-            try:
-                return More(int(count), budgets_of(budgets), _rows_of(names))
-            except RequestInvalid as error:
-                refused = refused or error
-    raise refused or RequestInvalid(
-        f"Cannot read --more {text!r:.100}: give SAMPLES:BUDGETS:NAMES, such as "
-        "2000:0.5,0.25:relevance-spread,uniform"
-    )
+    # budgets and names may have colons of their own, behind which stands a number
+    found = re.fullmatch(r"0*([1-9][0-9]*):(.+?):\s*([a-zA-Z].*)", text)
+    if found is None:
+        raise RequestInvalid(
+            f"Cannot read --more {text!r:.100}: give SAMPLES:BUDGETS:NAMES, such as "
+            "2000:0.5,0.25:relevance-spread,uniform"
+        )
+    count, budgets, names = found.groups()
+    return More(int(count), budgets_of(budgets), _rows_of(names))
 
 
 def _rows_of(text: str) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ import pytest
 
 from tokprune.budgets import parse_budget
 from tokprune.errors import RequestInvalid
+from tokprune_export.evaluation.cells import SHUFFLED
+from tokprune_export.evaluation.encoding import Row
 from tokprune_export.evaluation.options import More, budgets_of, more_of
 
 
@@ -43,6 +45,11 @@ def test_a_budget_is_written_in_one_way_that_can_be_read_again(
 )
 def test_more_questions_may_be_asked_of_any_row(given: str, more: More) -> None:
     assert more_of(given) == more
+
+
+def test_names_of_looks_and_of_twins_are_not_cut() -> None:
+    rows = (Row("scope", "lazy:0.95").name, f"scope{SHUFFLED}", "uniform")
+    assert more_of(f"9:0.5:{','.join(rows)}").names == rows
 
 
 @pytest.mark.parametrize(
